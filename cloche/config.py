@@ -1,0 +1,173 @@
+"""The frozen base of every table of a recipe, and how its faults are told: all at once, each with the nearest name.
+
+An unknown key is never ignored: it is an error that names the key one probably meant.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+import difflib
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cloche.errors import UserError
+from cloche.words import _, _n
+
+# What people of other libraries write for our keys. Told, never silently accepted.
+ALIASES = {
+    "learning_rate": "optim.lr", "lr": "optim.lr", "eta": "optim.lr", "alpha": "optim.lr", "optimizer": "optim.kind",
+    "optimiser": "optim.kind", "wd": "optim.weight_decay", "l2": "optim.weight_decay", "scheduler": "optim.schedule",
+    "lr_scheduler": "optim.schedule", "grad_clip": "optim.clip", "max_grad_norm": "optim.clip",
+    "batch_size": "train.batch", "bs": "train.batch", "num_epochs": "train.epochs", "n_epochs": "train.epochs",
+    "max_epochs": "train.epochs", "epoch": "train.epochs", "max_steps": "train.steps", "iterations": "train.steps",
+    "accumulate": "train.chunks", "grad_accum": "train.chunks", "gradient_accumulation_steps": "train.chunks",
+    "random_state": "train.seed", "random_seed": "train.seed", "amp": "train.precision", "dtype": "train.precision",
+    "early_stopping": "train.patience", "gpu": "train.device", "model": "net.kind", "network": "net.kind", "arch": "net.kind",
+    "type": "net.kind", "dropout_rate": "net.dropout", "hidden_size": "net.hidden", "hidden_sizes": "net.widths",
+    "layers": "net.widths", "hidden_layers": "net.widths", "filters": "net.stages", "kernel_size": "net.kernel",
+    "batch_norm": "net.norm", "image_size": "data.pixels", "img_size": "data.pixels", "size": "data.pixels",
+    "resize": "data.pixels", "path": "data.source", "dataset": "data.source", "val_split": "data.validation",
+    "test_split": "data.test", "test_size": "data.test", "augmentation": "data.augment", "criterion": "task.loss",
+}  # fmt: skip
+
+
+class Frozen(BaseModel):
+    """A table of a recipe: complete before anything is built, never changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Port:
+    """What goes into a net or comes out of it.
+
+    kind: "vector" | "image" | "series" | "tokens". shape: without B, None where it varies. size: classes or vocabulary.
+    """
+
+    kind: str
+    shape: tuple[int | None, ...]
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a recipe: the key as written, what is wrong with it, the way out, and the argument that mends it."""
+
+    key: str
+    wrong: str
+    do: str = ""
+    mend: tuple[str, str] = ("", "")  # ("optim.lr", "0.01") where the person's intent is clear
+
+
+class RecipeError(UserError):
+    """All faults of a recipe, shown together."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        head = _n("The recipe has one fault; nothing was started.", "The recipe has {n} faults; nothing was started.", len(self.faults))
+        wide = [max(len(part(f)) for f in self.faults) for part in (lambda f: f.key, lambda f: f.wrong)]
+        rows = [f"  {f.key:<{wide[0]}}   {f.wrong:<{wide[1]}}   {'→ ' + f.do if f.do else ''}".rstrip() for f in self.faults]
+        super().__init__(head.format(n=len(self.faults)), "\n".join(rows), name="recipe")
+
+    def __str__(self) -> str:
+        return f"{self.what}\n{self.found}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The name that a person most likely meant, "" when none is near."""
+    return next(iter(difflib.get_close_matches(name.lower(), list(names), 1, 0.6)), "")
+
+
+def keys_of(config: type[BaseModel], prefix: str) -> dict[str, Any]:
+    """Every dotted key of a table → its field, tables inside tables included."""
+    out = {}
+    for name, field in config.model_fields.items():
+        out[f"{prefix}.{name}"] = field
+        inner = next((t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type) and issubclass(t, BaseModel)), None)
+        if inner:
+            out |= keys_of(inner, f"{prefix}.{name}")
+    return out
+
+
+def unknown(key: str, value: Any, known: dict[str, Any], now: Any = None) -> Fault:
+    """The fault of a key that does not exist: its alias, else the nearest name, else how to see them all."""
+    table, _dot, last = key.rpartition(".")
+    here = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == table}
+    target = here.get(nearest(last, here)) or ALIASES.get(last.lower()) or nearest(key, known)
+    if not target:
+        return Fault(key, _("no such key"), _("see the keys: cloche list {table}").format(table=table or "recipe"))
+    field, told = known.get(target), target
+    if field is not None and field.description:
+        told = _("{key}   ({meaning}, now {value})").format(key=target, meaning=field.description, value=show(field.default))
+    return Fault(key, _("no such key"), told, (target, show(value)))
+
+
+def wrong_kind(key: str, value: Any, kinds: dict[str, Any], noun: str) -> Fault:
+    """The fault of `net.kind = "cn"`: the nearest kind and all others."""
+    near = nearest(str(value), kinds)
+    others = ", ".join(k for k in kinds if k != near)
+    way = _('"{near}"   (also {others})').format(near=near, others=others) if near else others
+    return Fault(f"{key} = {show(value)}", _("no such {noun}").format(noun=noun), way, (key, near))
+
+
+def faults_of(error: ValidationError, table: str, config: type[BaseModel]) -> list[Fault]:
+    """pydantic's errors in our words."""
+    known, out = keys_of(config, table), []
+    for e in error.errors():
+        place = [str(p) for p in e["loc"] if not str(p).startswith("function-")]
+        key, value, kind, more = ".".join([table, *place]), e.get("input"), e["type"], e.get("ctx", {})
+        if kind == "extra_forbidden":
+            out.append(unknown(key, value, known))
+        elif kind == "missing":
+            out.append(Fault(key, _("is missing"), _("set it: --set {key}=…").format(key=key)))
+        elif kind == "literal_error":
+            allowed = choices(known.get(key))
+            near = nearest(str(value), allowed)
+            out.append(Fault(f"{key} = {show(value)}", _("not one of {allowed}").format(allowed=", ".join(allowed)), near and f'"{near}"', (key, near)))
+        elif kind == "value_error":
+            out.append(Fault(f"{key} = {show(value)}", str(more["error"])))
+        else:
+            out.append(Fault(f"{key} = {show(value)}", _expected(kind, more), _default(known.get(key))))
+    return out
+
+
+def choices(field: Any) -> list[str]:
+    """The words that a key allows."""
+    flat = [v for t in (field.annotation, *get_args(field.annotation)) if getattr(t, "__origin__", None) is Literal for v in get_args(t)]
+    return [str(v) for v in dict.fromkeys(flat)]
+
+
+def show(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(show(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {show(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, BaseModel):
+        return show(value.model_dump())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _default(field: Any) -> str:
+    if field is None or field.is_required():
+        return ""
+    return _("for example {value}").format(value=show(field.get_default(call_default_factory=True)))
+
+
+def _expected(kind: str, more: dict[str, Any]) -> str:
+    bounds = {
+        "greater_than": lambda: _("must be more than {bound}").format(bound=more["gt"]),
+        "greater_than_equal": lambda: _("must be at least {bound}").format(bound=more["ge"]),
+        "less_than": lambda: _("must be less than {bound}").format(bound=more["lt"]),
+        "less_than_equal": lambda: _("must be at most {bound}").format(bound=more["le"]),
+        "too_short": lambda: _("needs at least {n} entries").format(n=more["min_length"]),
+        "finite_number": lambda: _("must be a finite number"),
+    }
+    if kind in bounds:
+        return bounds[kind]()
+    types = {"int": _("a whole number"), "float": _("a number"), "string": _("text in quotes"), "bool": _("true or false"), "tuple": _("a list in brackets"), "list": _("a list in brackets"), "model": _("a table"), "dict": _("a table")}
+    return _("must be {type}").format(type=types.get(kind.partition("_")[0], kind))

@@ -1,0 +1,55 @@
+"""Sets that need no download: `digits` from scikit-learn, `spirals` and `curve` made with a known truth."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cloche import rng
+from cloche.data.read.examples import Examples, row_digests
+
+
+def read_digits() -> Examples:
+    """1 797 handwritten digits, 8×8, sixteen greys (E. Alpaydin and C. Kaynak, UCI 1998), as scikit-learn ships them."""
+    from sklearn.datasets import load_digits  # here: it takes a second, and the store remembers
+
+    found = load_digits()
+    image = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
+    size = np.full((len(image), 2), 8, np.int32)
+    return _examples("pictures", {"image": image, "size": size}, found.target.astype(np.int64), [str(k) for k in range(10)], "digit")
+
+
+def read_spirals(rows: int, noise: float) -> Examples:
+    """Two arms that wind round each other, 1½ turns: no straight line parts them."""
+    g = rng.generator("spirals", rows)
+    label = np.arange(rows) % 2
+    along = np.sqrt(g.uniform(0.02, 1, rows))  # even over the plane, so that the outer turns are not thin
+    angle = along * 3 * np.pi + label * np.pi
+    x = np.stack([along * np.cos(angle), along * np.sin(angle)], 1) + noise * g.standard_normal((rows, 2))
+    return _examples("columns", {"columns": x.astype(np.float32)}, label.astype(np.int64), ["clockwise", "anticlockwise"], "point")
+
+
+def truth(x: np.ndarray) -> np.ndarray:
+    """The curve behind `curve`, without its noise."""
+    return np.sin(3 * x) + 0.3 * x
+
+
+def read_curve(rows: int, noise: float) -> Examples:
+    """y = sin 3x + 0.3 x and noise, x in −3..3."""
+    g = rng.generator("curve", rows)
+    x = g.uniform(-3, 3, (rows, 1))
+    y = truth(x) + noise * g.standard_normal((rows, 1))
+    return _examples("columns", {"columns": x.astype(np.float32)}, y.astype(np.float32), [], "point")
+
+
+def _examples(kind: str, fields: dict[str, np.ndarray], label: np.ndarray, labels: list[str], name: str) -> Examples:
+    n = len(label)
+    digest = row_digests(np.ascontiguousarray(next(iter(fields.values()))))
+    return Examples(kind, fields, label, labels, digest, np.zeros(n, np.uint8), [f"{name} {i}" for i in range(n)])
+
+
+# name → (kind, reader, the keys of [data] that it takes)
+BUILTIN: dict[str, tuple[str, Callable[..., Examples], tuple[str, ...]]] = {
+    "digits": ("pictures", read_digits, ()),
+    "spirals": ("columns", read_spirals, ("rows", "noise")),
+    "curve": ("columns", read_curve, ("rows", "noise")),
+}

@@ -1,0 +1,49 @@
+"""What every reader returns: examples as they came, decoded but not yet prepared, each with its content hash."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+import hashlib
+
+import numpy as np
+
+NONE, TRAIN, VALIDATION, TEST = 0, 1, 2, 3  # the part that the source itself gives an example
+Allocate = Callable[[str, tuple[int, ...], type], np.ndarray]  # (field, shape, dtype) → array; the store hands out memory-mapped ones
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of a source.
+
+    fields: arrays with rows first: `image` (n, H, W, C) uint8 with each picture in the top-left corner and `size`
+        (n, 2) int32 its own height and width, or `columns` (n, F) float32.
+    label: (n,) int64 into `labels`; or float32, (n, K) zeros and ones for K labels, (n, 1) for a number.
+    digest: (n, 16) uint8, hash of the content: twins share it. part: (n,) uint8, NONE where the source says nothing.
+    names: what a message calls each row. left_out: (name, reason) of what could not be read. notes: counts for the person.
+    """
+
+    kind: str
+    fields: dict[str, np.ndarray]
+    label: np.ndarray
+    labels: list[str]
+    digest: np.ndarray
+    part: np.ndarray
+    names: list[str]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.digest)
+
+
+def digest(*contents: bytes | memoryview | np.ndarray) -> np.ndarray:
+    """(16,) uint8 hash of what an example is made of."""
+    h = hashlib.blake2b(digest_size=16)
+    for c in contents:
+        h.update(np.ascontiguousarray(c) if isinstance(c, np.ndarray) else c)
+    return np.frombuffer(h.digest(), np.uint8)
+
+
+def row_digests(rows: np.ndarray) -> np.ndarray:
+    """(n, 16) uint8, a hash for each row of an array."""
+    flat = np.ascontiguousarray(rows).reshape(len(rows), -1)
+    return np.stack([digest(row) for row in flat]) if len(flat) else np.empty((0, 16), np.uint8)

@@ -1,0 +1,3 @@
+def looks_like_idx(root):
+    return False
+def read_idx(*a): ...

@@ -1,0 +1,167 @@
+"""The store: data decoded once into arrays, kept in the person's cache folder under what it was made of.
+
+A source of files is recognised by its files' names, sizes and times (so that a second start decodes nothing); what is
+in it is known by `fingerprint`, a hash of every example's content, label and part, which a run remembers.
+"""
+
+from collections.abc import Callable
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloche import files
+from cloche.config import nearest
+from cloche.data.prepare import DataConfig
+from cloche.data.read.builtin import BUILTIN
+from cloche.data.read.examples import Examples
+from cloche.data.read.folder import looks_like_pictures, read_folder
+from cloche.data.read.idx import looks_like_idx, read_idx
+from cloche.errors import UserError
+from cloche.words import _
+
+FORMAT = 1  # raise it when a reader gives other arrays for the same files
+
+
+class Store:
+    """Rows by number; fields live on one device as they are (uint8, not floats).
+
+    fields: name → (n, …). label: (n,) int64 or (n, K) float32. digest, part, names, labels, left_out, notes: as in Examples.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        self.kind, self.labels, self.names = examples.kind, examples.labels, examples.names
+        self.left_out, self.notes = examples.left_out, examples.notes
+        self.digest, self.part, self.label = examples.digest, examples.part, examples.label
+        self.n = len(examples)
+        self.fields = {k: torch.from_numpy(a) for k, a in {**examples.fields, "label": examples.label}.items()}
+        self.fingerprint = fingerprint(examples)
+
+    def to(self, device: torch.device) -> "Store":
+        """Data that fits lives on the device."""
+        self.fields = {k: t.to(device) for k, t in self.fields.items()}
+        return self
+
+    def rows(self, ids: np.ndarray) -> dict[str, Tensor]:
+        index = torch.from_numpy(np.asarray(ids, np.int64))
+        return {k: t.index_select(0, index.to(t.device)) for k, t in self.fields.items()}
+
+
+def fingerprint(examples: Examples) -> str:
+    """What the data is, wherever it lies: a hash over content, label and part of every row."""
+    h = hashlib.blake2b(digest_size=16)
+    for a in (examples.digest, examples.label, examples.part):
+        h.update(np.ascontiguousarray(a))
+    h.update(json.dumps([examples.labels, {k: [str(a.dtype), a.shape] for k, a in examples.fields.items()}]).encode())
+    return h.hexdigest()
+
+
+def kind_of(source: str) -> str:
+    """The data kind of a source.
+
+    Raises: UserError when there is no such set or path, or nothing in it is understood.
+    """
+    if source in BUILTIN:
+        return BUILTIN[source][0]
+    path = Path(source)
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = nearest(source, BUILTIN) or nearest(path.name, beside)
+        raise UserError(
+            _("there is no data at {path}").format(path=source),
+            _('the nearest name is "{near}"').format(near=near) if near else _("neither a path nor one of the sets that need no download: {names}").format(names=", ".join(BUILTIN)),
+            _("give the path of your data with --data PATH"),
+        )
+    if path.is_dir() and (looks_like_idx(path) or looks_like_pictures(path) or not any(path.iterdir())):
+        return "pictures"
+    if path.is_dir():
+        return "pictures"  # its reader says what lacks
+    raise UserError(
+        _("{path} is a file; this version reads folders").format(path=source),
+        _("{size} bytes").format(size=path.stat().st_size),
+        _("give a folder of class folders with pictures, or of IDX files such as train-images-idx3-ubyte.gz"),
+    )
+
+
+def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: None) -> Store:
+    """The store of a source, from the cache folder where it is there already, else read and kept.
+
+    Args:
+        say: told when the cache folder cannot be written (the data is then held in memory this time).
+    """
+    options = {"kind": config.kind, "format": FORMAT, **_options(config)}
+    key = hashlib.blake2b(json.dumps([_source_key(config.source), options], sort_keys=True).encode(), digest_size=16).hexdigest()
+    folder = files.cache_folder() / "stores" / key
+    if (folder / "manifest.json").exists():
+        return Store(_load(folder))
+    examples = _read(config)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _keep(folder, examples)
+    except (UserError, OSError) as fault:
+        say(_("the store is held in memory this time: {why}").format(why=fault.what if isinstance(fault, UserError) else fault))
+    return Store(examples)
+
+
+def _options(config: DataConfig) -> dict[str, Any]:
+    """The keys of [data] that change what is decoded."""
+    keys = BUILTIN[config.source][2] if config.source in BUILTIN else ("pixels",)
+    return {k: getattr(config, k) for k in keys}
+
+
+def _source_key(source: str) -> Any:
+    """Names, sizes and times of a folder's files; the name of a built-in set."""
+    if source in BUILTIN:
+        return source
+    root = Path(source).resolve()
+    found = []
+    for folder, _folders, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                s = os.stat(path)
+            except OSError:  # a dangling link: the reader reports it
+                continue
+            found.append((os.path.relpath(path, root).encode("utf-8", "surrogateescape").hex(), s.st_size, s.st_mtime_ns))
+    return [str(root), sorted(found)]
+
+
+def _read(config: DataConfig) -> Examples:
+    if config.source in BUILTIN:
+        return BUILTIN[config.source][1](**_options(config))
+    root = Path(config.source)
+    reader = read_idx if looks_like_idx(root) else read_folder
+    return reader(root, config.pixels, lambda _name, shape, dtype: np.zeros(shape, dtype))
+
+
+def _keep(folder: Path, examples: Examples) -> None:
+    arrays = {f"field-{k}": a for k, a in examples.fields.items()} | {k: getattr(examples, k) for k in ("label", "digest", "part")}
+    meta = {k: getattr(examples, k) for k in ("kind", "labels", "names", "left_out", "notes")}
+    parts: dict[str, Any] = {f"{k}.npy": _npy(a) for k, a in arrays.items()}
+    parts["meta.json"] = [json.dumps(meta, ensure_ascii=True).encode()]
+    files.write_folder(folder, parts, "cloche store", {})
+
+
+def _npy(a: np.ndarray) -> list[bytes | memoryview]:
+    """numpy's file format, the payload uncopied."""
+    a = np.ascontiguousarray(a)
+    header = np.lib.format.header_data_from_array_1_0(a)
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, header)
+    return [out.getvalue(), memoryview(a).cast("B") if a.size else b""]
+
+
+def _load(folder: Path) -> Examples:
+    listed = files.check_manifest(folder, "cloche store", thorough=False)
+    meta = files.read_json(folder / "meta.json", limit_bytes=1 << 30)
+    # copy-on-write: torch wants arrays that it may write to; nothing reaches the file
+    arrays = {n[:-4]: np.load(folder / n, mmap_mode="c", allow_pickle=False) for n in listed["files"] if n.endswith(".npy")}
+    fields = {k.removeprefix("field-"): a for k, a in arrays.items() if k.startswith("field-")}
+    meta["left_out"] = [tuple(pair) for pair in meta["left_out"]]
+    return Examples(fields=fields, label=arrays["label"], digest=arrays["digest"], part=arrays["part"], **meta)

@@ -1,0 +1,99 @@
+"""The convolutional network of the primer, its stages settable.
+
+    x (B, C, h, w) ─ [conv ─ norm? ─ activation] … ─ pool ─ … ─ flatten ─ dropout ─ fc1 ─ activation ─ dropout ─ fc2 ─ y (B, K)
+
+A stage is a list of widths, one a convolution, closed by one pooling; the default [[32, 64], [128]] on 3 × 48 × 48 has
+9 536 074 parameters at ten classes. A convolution is a stamp: place the kernel, multiply and add (plus the bias), write
+one number, slide by the stride. The kernel is the same at every place (weight sharing) and sees only its
+neighbourhood (locality), so a shifted picture gives shifted maps.
+
+Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition".
+"""
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from cloche.config import Frozen, Port
+from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm
+from cloche.words import _
+
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
+
+
+class CnnConfig(Frozen):
+    kind: Literal["cnn"] = "cnn"
+    stages: tuple[Widths, ...] = Field(((32, 64), (128,)), strict=False, min_length=1, description=_("channels of each convolution, by stage"))
+    kernel: int = Field(3, ge=1, description=_("side of the kernel in pixels"))
+    stride: int = Field(1, ge=1, description=_("how far the kernel slides"))
+    padding: int | Literal["same"] = Field("same", description=_('rows of zeros around a picture; "same" keeps its side at stride 1'))
+    pool: Literal["max", "average"] = Field("max", description=_("what a 2×2 pooling keeps"))
+    norm: Literal["none", "batch"] = Field("none", description=_("normalisation before the activation"))
+    activation: Activation = Field("relu", description=_("what follows each convolution and hidden layer"))
+    hidden: int = Field(512, ge=1, description=_("neurons of the dense layer"))
+    dropout: float = Field(0.5, ge=0, lt=1, description=_("share of values zeroed before each dense layer while training"))
+
+    faces: ClassVar = ("maps",)
+
+    @property
+    def pad(self) -> int:
+        return self.kernel // 2 if self.padding == "same" else self.padding
+
+    def sides(self, side: int) -> list[int]:
+        """The picture's side after each stage; 0 or less where nothing is left."""
+        out = []
+        for stage in self.stages:
+            for _width in stage:
+                side = (side + 2 * self.pad - self.kernel) // self.stride + 1
+            side //= 2
+            out.append(side)
+        return out
+
+    def build(self, inputs: Port, outputs: Port) -> "Cnn":
+        """Raises: ValueError when a stage leaves nothing of the picture."""
+        if len(inputs.shape) != 3:
+            raise ValueError(_("net.kind = cnn needs pictures; this data is a {kind} of {shape}. Choose mlp").format(kind=inputs.kind, shape=inputs.shape))
+        channels, side = inputs.shape[0], inputs.shape[1]
+        for n, left in enumerate(self.sides(side), 1):
+            if left < 1:
+                raise ValueError(
+                    _("stage {n} of net.stages leaves nothing of a picture with {side} pixels a side. Fewer stages, a smaller kernel or stride, or more data.pixels").format(
+                        n=n, side=side
+                    )
+                )
+        return Cnn(channels, side, math.prod(outputs.shape), self)
+
+
+class Cnn(nn.Module):
+    """(B, C, h, w) → (B, K)."""
+
+    def __init__(self, channels: int, side: int, outputs: int, config: CnnConfig) -> None:
+        super().__init__()
+        self.stages, n = [], 0  # names of the layers in the order of the forward pass
+        for s, widths in enumerate(config.stages, 1):
+            for width in widths:
+                n += 1
+                setattr(self, f"conv{n}", nn.Conv2d(channels, width, config.kernel, config.stride, config.pad))
+                if config.norm == "batch":
+                    setattr(self, f"norm{n}", BatchNorm(width))
+                channels = width
+            setattr(self, f"pool{s}", nn.MaxPool2d(2) if config.pool == "max" else nn.AvgPool2d(2))
+            self.stages.append((range(n - len(widths) + 1, n + 1), s))
+        self.fc1 = nn.Linear(channels * config.sides(side)[-1] ** 2, config.hidden)
+        self.fc2 = nn.Linear(config.hidden, outputs)
+        self.activation = ACTIVATIONS[config.activation]()
+        self.drop1, self.drop2 = nn.Dropout(config.dropout), nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolutions, s in self.stages:
+            for n in convolutions:
+                x = getattr(self, f"conv{n}")(x)  # (B, width, h, w)
+                if hasattr(self, f"norm{n}"):
+                    x = getattr(self, f"norm{n}")(x)
+                x = self.activation(x)
+            x = getattr(self, f"pool{s}")(x)  # (B, width, h/2, w/2)
+        x = self.drop1(x.flatten(1))  # (B, width·h·w)
+        x = self.activation(self.fc1(x))  # (B, hidden)
+        return self.fc2(self.drop2(x))  # (B, K)

@@ -1,0 +1,53 @@
+"""The perceptron of many layers: `z = W·x + b`, an activation, and so on to the output.
+
+    x (B, F) ─ fc1 ─ norm? ─ activation ─ dropout? ─ … ─ fcN ─ y (B, K)
+
+Without activations the whole is one linear map; with them it approximates any continuous function (Hornik 1991).
+Source: Rumelhart, Hinton & Williams 1986; dropout Srivastava 2014.
+"""
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from cloche.config import Frozen, Port
+from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm
+from cloche.words import _
+
+
+class MlpConfig(Frozen):
+    kind: Literal["mlp"] = "mlp"
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field((64, 64), strict=False, description=_("neurons of each hidden layer"))
+    activation: Activation = Field("relu", description=_("what follows each hidden layer"))
+    norm: Literal["none", "batch"] = Field("none", description=_("normalisation before the activation"))
+    dropout: float = Field(0.0, ge=0, lt=1, description=_("share of hidden values zeroed while training"))
+
+    faces: ClassVar = ("maps",)
+
+    def build(self, inputs: Port, outputs: Port) -> "Mlp":
+        return Mlp(math.prod(inputs.shape), self.widths, math.prod(outputs.shape), self)
+
+
+class Mlp(nn.Module):
+    """(B, …) → (B, K). `layers` lists what happens, in order, by name: `fc1`, `norm1`, …"""
+
+    def __init__(self, inputs: int, widths: tuple[int, ...], outputs: int, config: MlpConfig) -> None:
+        super().__init__()
+        self.depth = len(widths) + 1
+        for i, (before, after) in enumerate(zip((inputs, *widths), (*widths, outputs), strict=True), 1):
+            setattr(self, f"fc{i}", nn.Linear(before, after))
+            if config.norm == "batch" and i < self.depth:
+                setattr(self, f"norm{i}", BatchNorm(after))
+        self.activation = ACTIVATIONS[config.activation]()
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)  # (B, F)
+        for i in range(1, self.depth):
+            x = getattr(self, f"fc{i}")(x)  # (B, width)
+            if hasattr(self, f"norm{i}"):
+                x = getattr(self, f"norm{i}")(x)
+            x = self.drop(self.activation(x))
+        return getattr(self, f"fc{self.depth}")(x)  # (B, K)

@@ -1,0 +1,83 @@
+"""What two nets share: activations by name, and batch normalisation over a chunk."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+import torch.nn.functional as F
+
+Activation = Literal["relu", "sigmoid", "tanh", "softmax", "gelu", "silu"]
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "softmax": lambda: nn.Softmax(1),  # over the channels
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over a chunk; fillers never enter.
+
+    Training: y = (x - mean) / sqrt(var + eps) · weight + bias, mean and var over the chunk's real rows (and places).
+    Evaluation: the running mean and var. These move once a step, by the average over the step's chunks, when the loop calls
+    `commit`: so accumulation changes only how many rows a mean is taken over, not how fast the statistics move. One chunk a
+    step gives torch.nn.BatchNorm1d/2d exactly.
+
+    Args:
+        channels: C of an input (B, C) or (B, C, h, w).
+    Raises: ValueError for a chunk with one value a channel, of which no variance can be taken.
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("seen", torch.zeros(2, channels), persistent=False)  # sums of this step's chunk means and variances
+        self.register_buffer("chunks", torch.zeros(()), persistent=False)
+        self.rows: Tensor | None = None  # (B,) weights of the chunk when it holds fillers; the loop sets it
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        mean, var, n = self._statistics(x)
+        with torch.no_grad():
+            self.seen += torch.stack([mean, var * n / (n - 1)])
+            self.chunks += 1
+        if self.rows is None:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        place = (1, -1) + (1,) * (x.ndim - 2)
+        y = (x.float() - mean.view(place)) * torch.rsqrt(var.view(place) + self.eps)
+        return (y * self.weight.view(place) + self.bias.view(place)).to(x.dtype)
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Mean and biased variance (C,) over the real rows, and how many values each was taken of."""
+        over = [0, *range(2, x.ndim)]
+        places = x[0, 0].numel()
+        if self.rows is None:
+            n = len(x) * places
+            if n < 2:
+                raise ValueError("batch normalisation needs at least two values a channel; this chunk has one")
+            with torch.no_grad():
+                var, mean = torch.var_mean(x.float(), over, correction=0)
+            return mean, var, n
+        w = self.rows.view(-1, *(1,) * (x.ndim - 1))
+        n = self.rows.sum() * places
+        mean = (x.float() * w).sum(over) / n
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return mean, ((x.float() - mean.view(shape)).square() * w).sum(over) / n, n
+
+    @torch.no_grad()
+    def commit(self, ok: Tensor) -> None:
+        """Move the running statistics by the average over the step's chunks; not where `ok` () is 0."""
+        mean, var = self.seen / self.chunks.clamp(min=1)
+        by = self.momentum * ok
+        self.running_mean += torch.where(by > 0, by * (mean - self.running_mean), 0.0)
+        self.running_var += torch.where(by > 0, by * (var - self.running_var), 0.0)
+        self.seen.zero_()
+        self.chunks.zero_()

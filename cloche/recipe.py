@@ -1,0 +1,246 @@
+"""The recipe: five tables as one model. As written → parsed (all faults at once) → resolved from facts (no "auto" left but what is measured)."""
+
+from importlib import resources
+from pathlib import Path
+import re
+import tomllib
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+import tomli_w
+
+from cloche.config import ALIASES, Fault, Frozen, RecipeError, faults_of, keys_of, nearest, show, unknown, wrong_kind
+from cloche.data.prepare import DATA
+from cloche.data.store import BUILTIN, kind_of
+from cloche.errors import UserError
+from cloche.nets import NETS
+from cloche.tasks import TASKS
+from cloche.training.loop import TrainConfig
+from cloche.training.optim import OPTIMS
+from cloche.words import _
+
+FORMAT = 1
+
+
+class ModuleConfig(Frozen):
+    """A person's own nn.Module, passed to `cloche.fit`: the run remembers its name, never its code."""
+
+    kind: Literal["module"] = "module"
+    name: str
+    faces: ClassVar = ("maps",)
+
+
+class OwnTaskConfig(Frozen):
+    """A person's own task object, passed to `cloche.fit`."""
+
+    kind: Literal["own"] = "own"
+    name: str
+
+
+class Bound(Frozen):
+    at_least: float | None = None
+    at_most: float | None = None
+    n: int = Field(ge=1)
+
+
+class Expect(Frozen):
+    """What a shipped recipe is held to by `make recipes`."""
+
+    accuracy: Bound | None = None
+    mse: Bound | None = None
+    seconds: float = Field(gt=0)
+
+
+class Recipe(Frozen):
+    format: Literal[1] = FORMAT
+    data: SerializeAsAny[Frozen]
+    net: SerializeAsAny[Frozen]
+    task: SerializeAsAny[Frozen]
+    optim: SerializeAsAny[Frozen]
+    train: TrainConfig
+    expect: Expect | None = None
+
+    @field_validator("train")
+    @classmethod
+    def _one_length(cls, train: TrainConfig) -> TrainConfig:
+        if (train.epochs is None) == (train.steps is None):
+            raise ValueError(_("set train.epochs or train.steps, exactly one"))
+        return train
+
+    def tables(self) -> dict[str, Any]:
+        """Plain dicts, without keys that are not set."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def toml(self) -> str:
+        return tomli_w.dumps(self.tables())
+
+    def but(self, **tables: dict[str, Any]) -> "Recipe":
+        """A copy with some keys of some tables replaced: but(train={"precision": "bf16"})."""
+        return self.model_copy(update={t: getattr(self, t).model_copy(update=keys) for t, keys in tables.items()})
+
+
+# table → (its kinds, what one of them is called, the kind where none is given)
+TABLES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "data": (DATA, _("kind of data"), ""),
+    "net": (NETS | {"module": ModuleConfig}, _("net"), ""),
+    "task": (TASKS | {"own": OwnTaskConfig}, _("task"), "classify"),
+    "optim": (OPTIMS, _("optimizer"), "adam"),
+}
+SINGLE = {"train": TrainConfig, "expect": Expect}
+
+
+def _recipes() -> Any:
+    return resources.files("cloche") / "recipes"
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with cloche."""
+    return sorted(p.name.removesuffix(".toml") for p in _recipes().iterdir() if p.name.endswith(".toml"))
+
+
+def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
+    """RECIPE as a person types it → (name of the run, tables as written).
+
+    A bare word is a shipped recipe, `x.toml` a file, anything else a path to data.
+    Raises: UserError when both a recipe and a folder go by the name, or neither does.
+    """
+    word = name.removeprefix("recipe:")
+    if word in shipped():
+        if word == name and Path(name).is_dir():
+            raise UserError(
+                _('"{name}" is a recipe, and a folder here has that name too').format(name=name),
+                "",
+                _("write recipe:{name} for the recipe, ./{name} for the folder").format(name=name),
+            )
+        raw = tomllib.loads((_recipes() / f"{word}.toml").read_text(encoding="utf-8"))
+    elif name.endswith(".toml"):
+        word, raw = Path(name).stem, _read_toml(Path(name))
+    elif Path(name).exists() or "/" in name or "\\" in name:
+        kind = kind_of(name)
+        word = Path(name).resolve().name or "data"
+        raw = tomllib.loads((_recipes() / f"{OWN[kind]}.toml").read_text(encoding="utf-8"))
+        raw.pop("expect", None)
+        raw["data"] = {**raw["data"], "source": name}
+    else:
+        near = nearest(name, shipped())
+        raise UserError(
+            _('there is no recipe "{name}"').format(name=name),
+            _('the nearest is "{near}"').format(near=near) if near else "",
+            _("the shipped ones are {names}; or give a .toml file or a path to your data").format(names=", ".join(shipped())),
+        )
+    if data is not None:
+        raw["data"] = {**raw.get("data", {}), "source": data}
+    return re.sub(r"[^\w.-]", "_", word), raw
+
+
+OWN = {"pictures": "digits"}  # the recipe that a person's own folder starts from
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as f:
+            text = f.read(1 << 20)
+        return tomllib.loads(text.decode("utf-8"))
+    except FileNotFoundError:
+        raise UserError(_("there is no file {path}").format(path=path), "", _("the shipped recipes are {names}").format(names=", ".join(shipped()))) from None
+    except UnicodeDecodeError as fault:
+        raise UserError(_("{path} is not UTF-8").format(path=path), _("byte {n}").format(n=fault.start), _("save it as UTF-8")) from None
+    except (OSError, tomllib.TOMLDecodeError, RecursionError) as fault:
+        raise UserError(_("{path} is not a recipe: {why}").format(path=path, why=fault), "", _("a recipe is a TOML file; see: cloche list recipes")) from None
+
+
+def change(raw: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
+    """The tables with dotted keys set; `train.steps` unsets `train.epochs` and the other way round."""
+    out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+    for key, value in sets.items():
+        *path, last = key.split(".")
+        table = out
+        for p in path:
+            table[p] = dict(table[p]) if isinstance(table.get(p), dict) else {}
+            table = table[p]
+        if key in ("train.steps", "train.epochs"):
+            table.pop("epochs", None)
+            table.pop("steps", None)
+        if key == "net.kind" and table.get("kind") != value:  # the other net has other keys
+            table.clear()
+        table[last] = value
+    return out
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`optim.lr=0.01` → ("optim.lr", 0.01); a word without quotes is text."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key.strip()):
+        raise UserError(_("--set needs key=value"), text, _("for example --set optim.lr=0.01"))
+    try:
+        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def parse(raw: dict[str, Any], name: str = "") -> Recipe:
+    """Tables as written → a Recipe.
+
+    Raises: RecipeError with every fault; UserError for a format that this version does not read.
+    """
+    if raw.get("format") != FORMAT:
+        raise UserError(
+            _("a recipe says format = {n} in its first line").format(n=FORMAT), _("found {value}").format(value=raw.get("format")), _("update cloche if the recipe is newer")
+        )
+    faults, built = [], {}
+    known = {k: f for t, (kinds, _noun, _kind) in TABLES.items() for c in kinds.values() for k, f in keys_of(c, t).items()}
+    known |= {k: f for t, c in SINGLE.items() for k, f in keys_of(c, t).items()}
+    for table in raw.keys() - {"format", *TABLES, *SINGLE}:
+        target = ALIASES.get(table.lower(), "")
+        near = target or nearest(table, [*TABLES, *SINGLE])
+        faults.append(Fault(table, _("no such table"), near or ", ".join([*TABLES, *SINGLE]), (target, show(raw[table])) if target else ("", "")))
+    for table, (kinds, noun, default) in TABLES.items():
+        given = raw.get(table, {})
+        if not isinstance(given, dict):
+            faults.append(Fault(f"{table} = {show(given)}", _("must be {type}").format(type=_("a table")), f'{table}.kind = "{given}"'))
+            continue
+        kind = given.get("kind") or (_data_kind(given) if table == "data" else default)
+        if kind not in kinds:
+            faults.append(wrong_kind(f"{table}.kind", kind, {k: c for k, c in kinds.items() if k not in ("module", "own")}, noun))
+            faults += [unknown(f"{table}.{k}", v, known) for k, v in given.items() if f"{table}.{k}" not in known]
+            continue
+        built[table] = _table(table, kinds[kind], {**given, "kind": kind}, faults)
+    for table, config in SINGLE.items():
+        if table in raw or table == "train":
+            built[table] = _table(table, config, raw.get(table, {}), faults)
+    train = built.get("train")
+    if isinstance(train, TrainConfig) and (train.epochs is None) == (train.steps is None):
+        faults.append(Fault("train", _("set train.epochs or train.steps, exactly one"), "train.epochs = 10"))
+    if faults:
+        raise RecipeError(sorted(faults, key=lambda f: f.key))
+    return Recipe(format=FORMAT, **built)
+
+
+def _data_kind(given: dict[str, Any]) -> str:
+    source = given.get("source")
+    return kind_of(source) if isinstance(source, str) and source else "pictures"
+
+
+def _table(table: str, config: type[Frozen], given: Any, faults: list[Fault]) -> Frozen | None:
+    try:
+        return config.model_validate(given)
+    except ValidationError as error:
+        faults += faults_of(error, table, config)
+        return None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors."""
+    tables = {t: {"oneOf": [c.model_json_schema() for k, c in kinds.items() if k not in ("module", "own")]} for t, (kinds, _noun, _default) in TABLES.items()}
+    single = {t: c.model_json_schema() for t, c in SINGLE.items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "cloche recipe",
+        "type": "object",
+        "properties": {"format": {"const": FORMAT}, **tables, **single},
+        "required": ["format", "data", "net", "train"],
+        "additionalProperties": False,
+    }
+
+
+__all__ = ["BUILTIN", "FORMAT", "Recipe", "change", "find", "parse", "parse_set", "schema", "shipped"]

@@ -1,0 +1,114 @@
+"""Which class an example belongs to; with BCE also yes or no, and any number of labels at once."""
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+import torch
+from torch import Tensor
+import torch.nn.functional as F
+
+from cloche.config import Frozen, Port
+from cloche.data.chunk import Chunk
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, averages, given, per_class, scores, share
+from cloche.words import _
+
+
+class ClassifyConfig(Frozen):
+    kind: Literal["classify"] = "classify"
+    loss: Literal["auto", "cross_entropy", "bce"] = Field("auto", description=_("softmax and cross-entropy over classes, or a yes or no for each label"))
+
+    def resolve(self, outputs: int, multi: bool) -> "ClassifyConfig":
+        """auto: cross-entropy for three classes and more, BCE for two or for several labels at once."""
+        return self if self.loss != "auto" else self.model_copy(update={"loss": "bce" if multi or outputs == 2 else "cross_entropy"})
+
+    def build(self, labels: tuple[str, ...], outputs: int, multi: bool) -> "Classify":
+        """Raises: ValueError for several labels with cross-entropy."""
+        if multi and self.loss == "cross_entropy":
+            raise ValueError(_("several labels at once need task.loss = bce"))
+        return Classify(labels or tuple(str(k) for k in range(outputs)), self.loss, multi)
+
+
+class Classify:
+    """K classes. `cross_entropy`: K logits. `bce`: one logit for two classes, K for several labels at once."""
+
+    face: ClassVar = "maps"
+    choose: ClassVar = ("accuracy", 1)  # which figure is to be best, and in which direction
+
+    def __init__(self, labels: tuple[str, ...], loss: str, multi: bool) -> None:
+        self.labels, self.bce, self.multi = labels, loss == "bce", multi
+        self.binary = self.bce and not multi
+
+    @property
+    def outputs(self) -> Port:
+        return Port("vector", (1,) if self.binary else (len(self.labels),), len(self.labels))
+
+    def count(self, chunk: Chunk) -> Tensor:
+        return chunk.weight.sum()
+
+    def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
+        logits = nets["net"](given(chunk)).float()  # (B, K)
+        total = (self._losses(logits, chunk.data["label"]) * chunk.weight).sum()
+        return total, None, {"right": (self._right(logits, chunk.data["label"]) * chunk.weight).sum().detach()}
+
+    def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
+        logits, label, w = nets["net"](given(chunk)).float(), chunk.data["label"], chunk.weight.double()
+        losses, k = self._losses(logits, label), len(self.labels)
+        sums = {"loss": (losses * w).sum(), "n": w.sum(), "right": (self._right(logits, label) * w).sum()}
+        if self.multi:
+            said, true = (logits > 0).double() * w[:, None], label.double() * w[:, None]
+            sums |= {"hits": (said * true).sum(0), "predicted": said.sum(0), "support": true.sum(0)}
+            best = said.long().argmax(1)
+        else:
+            best = self._best(logits)
+            sums["confusion"] = torch.bincount(label * k + best, w, minlength=k * k).view(k, k)
+        return sums, None, {"loss": losses, "predicted": best, "probability": self.probabilities(logits).amax(1)}
+
+    def answer(self, nets: Nets, chunk: Chunk) -> list[dict[str, Any]]:
+        """The likeliest label (or all that are likelier than not) and every probability, likeliest first."""
+        out = []
+        for row in self.probabilities(nets["net"](given(chunk)).float()).tolist():
+            ranked = dict(sorted(zip(self.labels, row, strict=True), key=lambda pair: -pair[1]))
+            names = [name for name, p in ranked.items() if p > 0.5] if self.multi else next(iter(ranked))
+            out.append({"labels" if self.multi else "label": names, "probabilities": ranked})
+        return out
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, K) logits → (B, K), softmax or sigmoid."""
+        if self.binary:
+            yes = torch.sigmoid(logits)
+            return torch.cat([1 - yes, yes], 1)
+        return torch.sigmoid(logits) if self.bce else F.softmax(logits, 1)
+
+    def figures(self, sums: Sums) -> dict[str, Figure]:
+        n = float(sums["n"])
+        out = {"accuracy": share(float(sums["right"]), n), "loss": Figure(float(sums["loss"]) / n, n=int(n))}
+        return out | {k: Figure(v, n=int(n)) for k, v in averages(self.table(sums)).items()}
+
+    def table(self, sums: Sums) -> dict[str, np.ndarray]:
+        """Precision, recall, F1, support and how often predicted, (K,) each."""
+        if self.multi:
+            return scores(*(sums[k].cpu().numpy() for k in ("hits", "predicted", "support")))
+        return per_class(sums["confusion"].cpu().numpy())
+
+    def baseline(self, label: np.ndarray, train: np.ndarray) -> tuple[Figure, str]:
+        """What always giving the training part's commonest answer gets on `label`, and that answer."""
+        if self.multi:
+            sets, counts = np.unique(train, axis=0, return_counts=True)
+            common = sets[counts.argmax()]
+            return share(int((label == common).all(1).sum()), len(label)), ", ".join(np.array(self.labels)[common > 0]) or "–"
+        common = int(np.bincount(train, minlength=len(self.labels)).argmax())
+        return share(int((label == common).sum()), len(label)), self.labels[common]
+
+    def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
+        """(B,) float32; over several labels the mean."""
+        if not self.bce:
+            return F.cross_entropy(logits, label, reduction="none")
+        target = label.float()[:, None] if self.binary else label
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+
+    def _best(self, logits: Tensor) -> Tensor:
+        return (logits[:, 0] > 0).long() if self.binary else logits.argmax(1)
+
+    def _right(self, logits: Tensor, label: Tensor) -> Tensor:
+        return ((logits > 0) == (label > 0.5)).all(1) if self.multi else self._best(logits) == label

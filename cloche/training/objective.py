@@ -1,0 +1,42 @@
+"""The one module whose forward pass is a training loss: what autocast, DDP and compile wrap, never a net alone."""
+
+import torch
+from torch import Tensor, nn
+
+from cloche.data.chunk import Chunk
+from cloche.nets.parts import BatchNorm
+from cloche.tasks import Task
+from cloche.tasks.metrics import Carry, Nets, Sums
+from cloche.training.precision import Precision
+
+
+class Objective(nn.Module):
+    def __init__(self, nets: Nets, task: Task, precision: Precision) -> None:
+        super().__init__()
+        self.nets, self.task, self.precision = nn.ModuleDict(nets), task, precision
+        self.norms = [m for m in self.modules() if isinstance(m, BatchNorm)]
+
+    def forward(self, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
+        """() float32 sum of losses over the chunk's rows, the carry for the next chunk, sums for the log."""
+        for norm in self.norms:
+            norm.rows = chunk.weight if chunk.fillers else None
+        with self.precision.autocast(chunk.weight.device):
+            return self.task.loss(dict(self.nets.items()), self.precision.place(chunk), carry)
+
+    def commit(self, ok: Tensor) -> None:
+        """The end of a step for the statistics of batch normalisation; ok () is 0 after a non-finite gradient."""
+        for norm in self.norms:
+            norm.commit(ok)
+
+
+def detached(carry: Carry) -> Carry:
+    return carry and {k: v.detach() for k, v in carry.items()}
+
+
+def gradient_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """() the norm of all gradients together; where limit > 0 they are scaled down to it."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm

@@ -1,0 +1,80 @@
+"""Number format and memory layout of a run: chosen once by a short trial, then written down and only read."""
+
+import copy
+from dataclasses import dataclass, replace
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloche.data.chunk import Chunk
+from cloche.tasks.metrics import Nets
+
+LAYOUTS = {"plain": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtype: "fp32" or "bf16" (autocast; weights, logits and losses stay float32). layout: of pictures and kernels."""
+
+    dtype: str = "fp32"
+    layout: str = "plain"
+
+    def autocast(self, device: torch.device) -> Any:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bf16")
+
+    def place(self, chunk: Chunk) -> Chunk:
+        """Pictures (B, C, h, w) in this layout; all else as it is."""
+        layout = LAYOUTS[self.layout]
+        return replace(chunk, data={k: t.contiguous(memory_format=layout) if t.ndim == 4 else t for k, t in chunk.data.items()})
+
+    def apply(self, nets: Nets) -> None:
+        for net in nets.values():
+            net.to(memory_format=LAYOUTS[self.layout])
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the chip multiplies bfloat16 itself: elsewhere autocast is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def trial(nets: Nets, task: Any, chunk: Chunk, dtype: str, layout: str, rounds: int = 3) -> tuple[Precision, dict[str, float]]:
+    """Time one forward and backward pass in each allowed combination, and take the fastest.
+
+    Args:
+        dtype, layout: "auto" leaves it to the trial; anything else is kept.
+    Returns: the choice, and seconds a pass by "dtype layout".
+    """
+    device = chunk.weight.device
+    dtypes = [dtype] if dtype != "auto" else ["fp32", "bf16"] if bf16_is_native(device) else ["fp32"]
+    layouts = [layout] if layout != "auto" else list(LAYOUTS)
+    choices = [Precision(d, where) for d in dtypes for where in layouts]
+    if len(choices) == 1:
+        return choices[0], {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seconds = {p: _time(nets, task, chunk, p, rounds) for p in choices}
+    return min(choices, key=seconds.__getitem__), {f"{p.dtype} {p.layout}": round(s, 5) for p, s in seconds.items()}
+
+
+def _time(nets: Nets, task: Any, chunk: Chunk, precision: Precision, rounds: int) -> float:
+    """Best of a few passes on a copy of the nets; the first pass builds kernels and is not counted."""
+    mine, best = {k: copy.deepcopy(n).train() for k, n in nets.items()}, float("inf")
+    precision.apply(mine)
+    chunk = precision.place(chunk)
+    for i in range(rounds):
+        t0 = time.perf_counter()
+        with precision.autocast(chunk.weight.device):
+            total, _carry, _seen = task.loss(mine, chunk, None)
+        total.backward()
+        _finish(total)
+        dt_s = time.perf_counter() - t0
+        best = min(best, dt_s) if i else best
+    return best
+
+
+def _finish(t: Tensor) -> None:
+    if t.device.type == "cuda":
+        torch.cuda.synchronize(t.device)

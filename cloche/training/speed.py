@@ -1,0 +1,36 @@
+"""How fast this machine can multiply, and how much of that a run used."""
+
+import copy
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cloche.data.chunk import Chunk
+from cloche.tasks import Task
+from cloche.tasks.metrics import Nets
+
+
+def flops_of(nets: Nets, task: Task, chunk: Chunk) -> float:
+    """Floating-point operations of one row's forward and backward pass (a multiply and an add are two), as PyTorch counts matrix products and convolutions."""
+    mine: dict[str, nn.Module] = {k: copy.deepcopy(n).train() for k, n in nets.items()}
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        total, _carry, _seen = task.loss(mine, chunk, None)
+        total.backward()
+    return counter.get_total_flops() / len(chunk.ids)
+
+
+def limit_of(dtype: str, device: torch.device, n: int = 1024, rounds: int = 12) -> float:
+    """FLOP/s of the best of a few n × n matrix products in this number format: what the machine can multiply now."""
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    n = n if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device).to(kind) for _ in range(2))
+    best = float("inf")
+    for _ in range(rounds):
+        t0 = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - t0)
+    return 2 * n**3 / best

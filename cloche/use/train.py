@@ -1,0 +1,195 @@
+"""`cloche train`: from a recipe to a finished run folder."""
+
+from collections.abc import Callable
+import contextlib
+from pathlib import Path
+import signal
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from cloche import start
+from cloche.build import Data, device_of, facts_of, job_of, net_of, nouns, open_data, parameters_of, precision_of, task_of
+from cloche.config import Frozen
+from cloche.data.prepare import PREPARES
+from cloche.errors import UserError
+from cloche.files import read_json
+from cloche.recipe import Recipe, change, find, parse
+from cloche.tasks import Task
+from cloche.training.evaluate import evaluate
+from cloche.training.log import Progress, say
+from cloche.training.loop import Clock, Job, loop, stopped
+from cloche.training.precision import trial
+from cloche.training.run import Run
+from cloche.training.speed import flops_of, limit_of
+from cloche.use import story
+from cloche.use.model import Model, judged, load
+from cloche.use.report import write_report
+from cloche.words import _
+
+
+class Options(Frozen):
+    """What the command line adds to a recipe."""
+
+    out: str | None = None
+    again: bool = False
+    allow_change: tuple[str, ...] = ()
+    quiet: bool = False
+
+
+def train(recipe: str, data: str | None = None, sets: dict[str, Any] | None = None, options: Options | None = None) -> Model:
+    """Train a recipe, or go on with its unfinished run; a finished one is only loaded.
+
+    Args:
+        recipe: a shipped name, a .toml file or a path to data. data: the path that [data] source is set to.
+        sets: {"optim.lr": 0.01}. options: where it goes and how.
+    Returns: the trained Model; its figures are in `results`.
+    Raises: UserError; nothing else is meant to reach a person.
+    """
+    options = options or Options()
+    name, raw = find(recipe, data)
+    parsed = parse(change(raw, sets or {}), name)
+    return train_recipe(parsed, Path(options.out or f"runs/{name}"), options)
+
+
+def train_recipe(recipe: Recipe, path: Path, options: Options) -> Model:
+    tell: Callable[[str], None] = (lambda text: None) if options.quiet else say
+    device = device_of(recipe.train.device)
+    run = Run(path)
+    with signals(run):
+        opened = open_data(recipe, device, tell)
+        facts = facts_of(recipe, opened)
+        recipe, task = task_of(recipe, facts)
+        net = net_of(recipe, opened.prepare.port, task)
+        found = run.open(recipe.tables(), facts, options.again, options.allow_change)
+        try:
+            if run.finished:
+                tell(story.finished(path))
+            else:
+                if found is not None:  # what was measured when the run began is read, not measured again
+                    recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout")})
+                    opened.prepare = PREPARES[opened.store.kind].model_validate(read_json(path / "prepare.json"))
+                tell(story.opening(path.name, recipe, opened, net, task))
+                train_job(recipe, opened, task, net, run, facts, options.quiet)
+        finally:
+            run.close()
+    model = load(path, device.type)
+    tell(story.closing(model))
+    return model
+
+
+def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, facts: dict[str, Any], quiet: bool) -> None:
+    """The trial where the run is new, the loop, the one look at the test part, the finished folder with its report."""
+    tell: Callable[[str], None] = (lambda text: None) if quiet else say
+    job = job_of(recipe, opened, task, net)
+    first = opened.part("train").take(np.arange(min(recipe.train.batch, len(opened.rows["train"]))))
+    flops = flops_of(job.nets, task, first)
+    if not (run.path / "facts.json").exists():
+        recipe, tried = choose_precision(recipe, job, first)
+        facts = {**facts, "parameters": parameters_of(net), "tried": tried, "flops": flops}
+        run.begin(recipe.toml(), facts, opened.prepare.model_dump(mode="json"))
+        job.precision = precision_of(recipe)
+    tell(story.machine(recipe, facts))
+    progress = Progress(job.epochs, nouns(opened.store.kind), quiet)
+    place, clock = loop(job, run, progress)
+    part = opened.judged
+    sums, rows = evaluate(job.nets, task, opened.part(part), job.precision, recipe.train.test_batch)
+    results = judged(task, sums, rows, opened, part, {"label": common_label(opened)})
+    results |= {
+        "format": 1,
+        "task": recipe.task.kind,
+        "seed": recipe.train.seed,
+        "steps": place.step,
+        "best_step": run.best_step,
+        "seconds": round(time.perf_counter() - start.T0, 2),
+        "speed": speed(job, clock, flops),
+        "baseline_of": {"label": common_label(opened)},
+    }
+    model = {f"net/{k}": t for k, t in net.state_dict().items()}
+    run.finish(model, results, story.card(run.path.name, recipe, facts, results))
+    write_report(run.path, opened, {"net": net}, task, job.precision)
+
+
+def choose_precision(recipe: Recipe, job: Job, chunk: Any) -> tuple[Recipe, dict[str, float]]:
+    """Number format and layout: tried for pictures, where it pays; everything else keeps float32."""
+    image = chunk.data.get("image")
+    if image is None:
+        keep = {"precision": precision_of(recipe).dtype, "layout": precision_of(recipe).layout}
+        return recipe.but(train=keep), {}
+    chosen, tried = trial(job.nets, job.task, chunk, recipe.train.precision, recipe.train.layout)
+    return recipe.but(train={"precision": chosen.dtype, "layout": chosen.layout}), tried
+
+
+def common_label(opened: Data) -> list[Any]:
+    """The labels of the training part, boiled down to what the baseline needs: its commonest class, or its mean."""
+    label = opened.labels_of("train")
+    if label.ndim == 1:
+        return [int(np.bincount(label).argmax())]
+    if opened.store.labels:
+        sets, counts = np.unique(label, axis=0, return_counts=True)
+        return [sets[counts.argmax()].tolist()]
+    return [label.mean(0).tolist()]
+
+
+def speed(job: Job, clock: Clock, flops: float) -> dict[str, float]:
+    """Examples/s from the median step (the first ten build kernels and are left out), and what share of the machine that is."""
+    steady = clock.steps_s[10:60] if len(clock.steps_s) > 20 else clock.steps_s[1:] or clock.steps_s
+    if not steady:
+        return {}
+    rate = job.config.batch / statistics.median(steady)
+    limit = limit_of(job.precision.dtype, job.train.device)
+    total = sum(clock.steps_s)
+    return {
+        "examples_per_s": round(rate, 2),
+        "flops_per_s": flops * rate,
+        "limit_flops_per_s": limit,
+        "share_of_limit": flops * rate / limit,
+        "waiting_frac": clock.waiting_s / total,
+        "cold_s": round(clock.first_step_at - start.T0, 3),
+        "training_s": round(total, 3),
+        "saving_s": round(clock.saving_s, 3),
+    }
+
+
+@contextlib.contextmanager
+def signals(run: Run):
+    """SIGINT and SIGTERM ask the loop to save and end; the second of them ends at once. Outside the loop nothing waits to be saved."""
+    names = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    before = {}
+
+    def asked(number: int, _frame: Any) -> None:
+        name = signal.Signals(number).name
+        if name == "SIGHUP":  # a closed terminal does not end a run
+            return
+        if run.stop or not run.looping:
+            raise stopped(name)
+        run.stop = name
+
+    try:
+        for n in names:
+            before[n] = signal.signal(getattr(signal, n), asked)
+    except ValueError:  # not the main thread: the caller handles signals
+        before = {}
+    try:
+        yield
+    finally:
+        for n, handler in before.items():
+            signal.signal(getattr(signal, n), handler)
+
+
+def many(recipe: str, data: str | None, sets: dict[str, Any], options: Options, folds: int = 0, seeds: int = 0) -> dict[str, Any]:
+    """--folds F or --seeds S: a parent folder of ordinary runs, and the mean ± sd of their figures."""
+    name, raw = find(recipe, data)
+    parent = Path(options.out or f"runs/{name}-{'folds' if folds else 'seeds'}")
+    results = []
+    for k in range(folds or seeds):
+        mine = {**sets, "data.test": 1 / folds, "data.fold": k} if folds else {**sets, "train.seed": k}
+        path = parent / (f"fold-{k}" if folds else f"seed-{k}")
+        parsed = parse(change(raw, mine), name)
+        results.append(train_recipe(parsed, path, options).results)
+        start.T0 = time.perf_counter()
+    if len(results) < 2:
+        raise UserError(_("--folds and --seeds need at least 2"), str(folds or seeds), _("for example --folds 5"))
+    return story.summary(parent, results, "fold" if folds else "seed")
