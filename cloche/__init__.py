@@ -11,7 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["evaluate", "explain", "fit", "load", "train"]
 
-_WHERE = {"train": "cloche.use.train", "fit": "cloche.use.fit", "load": "cloche.use.model", "evaluate": "cloche.use.model", "explain": "cloche.use.explain.layers"}
+_WHERE = {"train": "cloche.use.train", "fit": "cloche.use.fit", "load": "cloche.use.model", "evaluate": "cloche.use.model", "explain": "cloche.use.explain"}
 
 
 def __getattr__(name: str) -> Any:

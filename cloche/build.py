@@ -120,7 +120,7 @@ def net_of(recipe: Recipe, inputs: Port, task: Task) -> nn.Module:
     """
     from cloche.nets import NETS  # the list of what fits
 
-    if task.face not in recipe.net.faces:
+    if recipe.net.kind not in NETS or task.face not in recipe.net.faces:
         fit = ", ".join(k for k, c in NETS.items() if task.face in c.faces)
         raise RecipeError([Fault(f'net.kind = "{recipe.net.kind}"', _("does not fit the task {task}").format(task=recipe.task.kind), fit)])
     outside = torch.get_rng_state()

@@ -15,19 +15,18 @@ from cloche.words import _, _n
 
 # What people of other libraries write for our keys. Told, never silently accepted.
 ALIASES = {
-    "learning_rate": "optim.lr", "lr": "optim.lr", "eta": "optim.lr", "alpha": "optim.lr", "optimizer": "optim.kind",
-    "optimiser": "optim.kind", "wd": "optim.weight_decay", "l2": "optim.weight_decay", "scheduler": "optim.schedule",
-    "lr_scheduler": "optim.schedule", "grad_clip": "optim.clip", "max_grad_norm": "optim.clip",
-    "batch_size": "train.batch", "bs": "train.batch", "num_epochs": "train.epochs", "n_epochs": "train.epochs",
-    "max_epochs": "train.epochs", "epoch": "train.epochs", "max_steps": "train.steps", "iterations": "train.steps",
-    "accumulate": "train.chunks", "grad_accum": "train.chunks", "gradient_accumulation_steps": "train.chunks",
-    "random_state": "train.seed", "random_seed": "train.seed", "amp": "train.precision", "dtype": "train.precision",
-    "early_stopping": "train.patience", "gpu": "train.device", "model": "net.kind", "network": "net.kind", "arch": "net.kind",
-    "type": "net.kind", "dropout_rate": "net.dropout", "hidden_size": "net.hidden", "hidden_sizes": "net.widths",
-    "layers": "net.widths", "hidden_layers": "net.widths", "filters": "net.stages", "kernel_size": "net.kernel",
-    "batch_norm": "net.norm", "image_size": "data.pixels", "img_size": "data.pixels", "size": "data.pixels",
-    "resize": "data.pixels", "path": "data.source", "dataset": "data.source", "val_split": "data.validation",
-    "test_split": "data.test", "test_size": "data.test", "augmentation": "data.augment", "criterion": "task.loss",
+    alias: key
+    for key, aliases in {
+        "data.source": "path dataset", "data.pixels": "image_size img_size size resize", "data.validation": "val_split", "data.test": "test_split test_size",
+        "data.augment": "augmentation", "net.kind": "model network arch type", "net.dropout": "dropout_rate", "net.hidden": "hidden_size",
+        "net.widths": "hidden_sizes layers hidden_layers", "net.stages": "filters", "net.kernel": "kernel_size", "net.norm": "batch_norm",
+        "task.loss": "criterion", "optim.kind": "optimizer optimiser", "optim.lr": "learning_rate lr eta alpha", "optim.weight_decay": "wd l2",
+        "optim.schedule": "scheduler lr_scheduler", "optim.clip": "grad_clip max_grad_norm", "train.batch": "batch_size bs",
+        "train.epochs": "num_epochs n_epochs max_epochs epoch", "train.steps": "max_steps iterations", "train.seed": "random_state random_seed",
+        "train.chunks": "accumulate grad_accum gradient_accumulation_steps", "train.precision": "amp dtype", "train.patience": "early_stopping",
+        "train.device": "gpu",
+    }.items()
+    for alias in aliases.split()
 }  # fmt: skip
 
 

@@ -37,17 +37,13 @@ class OwnTaskConfig(Frozen):
     name: str
 
 
-class Bound(Frozen):
+class Expect(Frozen):
+    """What a shipped recipe is held to by `make recipes`: one figure's bound over n examples, and the seconds it takes."""
+
+    metric: Literal["accuracy", "mse"]
     at_least: float | None = None
     at_most: float | None = None
     n: int = Field(ge=1)
-
-
-class Expect(Frozen):
-    """What a shipped recipe is held to by `make recipes`."""
-
-    accuracy: Bound | None = None
-    mse: Bound | None = None
     seconds: float = Field(gt=0)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cloche.words import _, number, size
 
-MAX_PIXELS = 64_000_000
+MAX_PIXELS, MAX_SIDE = 64_000_000, 65_535  # Pillow's time grows by the square of a row: a minute for 140 bytes of WebP, 16 million wide
 MAX_BYTES = 8 * MAX_PIXELS  # four channels of 16 bits, uncompressed
 # How a file begins, its format, how a whole one ends, and where in it the length stands.
 FORMATS = (
@@ -49,7 +49,7 @@ def decode(source: Path | bytes, pixels: int) -> Picture:
     (in a PNG one before the pixels), and each axis longer than `pixels` is shrunk to it by Pillow's antialiased BILINEAR.
 
     Returns: (h, w, c) uint8, h and w ≤ pixels.
-    Raises: Unreadable for an empty, cut, damaged or foreign file, more than MAX_PIXELS or MAX_BYTES, and floating-point pixels.
+    Raises: Unreadable for an empty, cut, damaged or foreign file, one beyond MAX_PIXELS, MAX_SIDE or MAX_BYTES, and floating-point pixels.
     """
     with _opened(source) as (image, mark):
         key_scale = KEY_SCALE.get(image.tile[0][3], 1) if image.format == "PNG" else 1
@@ -90,11 +90,10 @@ def _opened(source: Path | bytes) -> Iterator[tuple[Image.Image, int]]:
             cut = not file.read().rstrip(b"\0").endswith(end) or n_bytes < int.from_bytes(head[length], "little")
             file.seek(0)
             image = Image.OPEN[name][0](file, "")  # not Image.open: that warns of a big picture before our bound is looked at
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{number(image.width)} × {number(image.height)}")
             if image.mode not in CHANNELS:
-                text = _("pixels of mode {mode} (F is floating point): save it as RGB or grey, 8 or 16 bits")
-                raise Unreadable(text.format(mode=image.mode))
+                raise Unreadable(_("mode {mode} (F is floating point): save it as RGB or grey, 8 or 16 bits").format(mode=image.mode))
             with suppress(Exception):  # a damaged mark; the pixels may well be whole. A PNG's own getexif would decode them to look behind
                 mark = Image.Image.getexif(image).get(274, 1)
             yield image, mark
@@ -102,7 +101,8 @@ def _opened(source: Path | bytes) -> Iterator[tuple[Image.Image, int]]:
         raise
     except Image.DecompressionBombError as error:  # ours above, or Pillow's own of a WebP: "Image size (400000000 pixels) exceeds …"
         found = re.sub(r".*\((\d+) pixels.*", lambda m: number(int(m[1])), str(error))
-        raise Unreadable(_("{found} pixels, more than the {most} that are read").format(found=found, most=number(MAX_PIXELS))) from error
+        text = _("{found} pixels, more than the {most}, or {side} a side, that are read")
+        raise Unreadable(text.format(found=found, most=number(MAX_PIXELS), side=number(MAX_SIDE))) from error
     except Exception as error:  # Pillow's parsers raise a dozen types on bad bytes; each means this file and nothing else
         cut = cut or "truncat" in str(error).lower()
         reason = _("ends at byte {byte}").format(byte=number(n_bytes)) if cut else _("damaged: {detail}").format(detail=error)
@@ -111,7 +111,7 @@ def _opened(source: Path | bytes) -> Iterator[tuple[Image.Image, int]]:
 
 def _flat(image: Image.Image, key_scale: float) -> Image.Image:
     """A loaded picture in mode L or RGB: 16 bits to 8, alpha and the transparent colour over white."""
-    key, grey = image.info.get("transparency"), CHANNELS[image.mode] == 1
+    key, grey = image.info.get("transparency"), image.mode in GREY
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:

@@ -31,7 +31,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 class Progress:
-    """One line an epoch: bar, figures, rate, time left."""
+    """One line an epoch: bar, figures, rate, time left. Of more than 20 epochs only 20 lines stay."""
 
     def __init__(self, epochs: int, noun: str, quiet: bool = False) -> None:
         self.epochs, self.noun, self.quiet = epochs, noun, quiet
@@ -51,7 +51,8 @@ class Progress:
 
     def epoch(self, epoch: int, figures: str, rate: float) -> None:
         """The finished line of an epoch; it stays."""
-        if not self.quiet:
+        each = -(-self.epochs // 20)
+        if not self.quiet and ((epoch + 1) % each == 0 or epoch + 1 == self.epochs):
             bar = "━" * BAR
             self._draw(f"{self._head(epoch)} {bar} {figures}   {number(rate)} {self.noun}/s")
 

@@ -109,22 +109,23 @@ def judged(task: Task, sums: Sums, rows: dict[str, np.ndarray], data: Data, part
     return out
 
 
-def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None) -> Model:
+def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, task: Task | None = None) -> Model:
     """A finished run folder → Model.
 
     Args:
-        module: the nn.Module of a run that `cloche.fit` left: its code is not in the folder.
+        module, task: what `cloche.fit` was given, for a run that it left: their code is not in the folder.
     Raises: UserError when the folder is not a run, is damaged, is of a newer format, or is not finished.
     """
     path = Path(run)
     recipe, facts, prepare = read(path)
-    recipe, task = task_of(recipe, facts) if recipe.task.kind != "own" else (recipe, None)
-    if recipe.net.kind == "module" and module is None:
+    if (recipe.net.kind == "module" and module is None) or (recipe.task.kind == "own" and task is None):
         raise UserError(
             _("{path} was trained on your own module {name}, whose code is not in the folder").format(path=path, name=recipe.net.name),
             "",
             _("in Python: cloche.load({path!r}, module=YourModule()).predict(rows)").format(path=str(path)),
         )
+    if task is None:
+        recipe, task = task_of(recipe, facts)
     net = module if module is not None else net_of(recipe, prepare.port, task)
     weights, _more = files.read_tensors(path / "model.safetensors")
     try:

@@ -9,11 +9,12 @@ import time
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from cloche import start
 from cloche.build import Data, device_of, facts_of, job_of, net_of, nouns, open_data, parameters_of, precision_of, task_of
 from cloche.config import Frozen
-from cloche.data.prepare import PREPARES
+from cloche.data.store import Store
 from cloche.errors import UserError
 from cloche.files import read_json
 from cloche.recipe import Recipe, change, find, parse
@@ -26,7 +27,7 @@ from cloche.training.run import Run
 from cloche.training.speed import flops_of, limit_of
 from cloche.use import story
 from cloche.use.model import Model, judged, load
-from cloche.use.report import write_report
+from cloche.use.report import extras, write_report
 from cloche.words import _
 
 
@@ -54,28 +55,28 @@ def train(recipe: str, data: str | None = None, sets: dict[str, Any] | None = No
     return train_recipe(parsed, Path(options.out or f"runs/{name}"), options)
 
 
-def train_recipe(recipe: Recipe, path: Path, options: Options) -> Model:
+def train_recipe(recipe: Recipe, path: Path, options: Options, store: Store | None = None, module: nn.Module | None = None, task: Task | None = None) -> Model:
+    """One run. store, module, task: a person's own, from `cloche.fit`."""
     tell: Callable[[str], None] = (lambda text: None) if options.quiet else say
-    device = device_of(recipe.train.device)
-    run = Run(path)
+    device, run = device_of(recipe.train.device), Run(path)
     with signals(run):
-        opened = open_data(recipe, device, tell)
+        opened = open_data(recipe, device, tell, store=store)
         facts = facts_of(recipe, opened)
-        recipe, task = task_of(recipe, facts)
-        net = net_of(recipe, opened.prepare.port, task)
-        found = run.open(recipe.tables(), facts, options.again, options.allow_change)
+        if task is None:
+            recipe, task = task_of(recipe, facts)
+        net = module if module is not None else net_of(recipe, opened.prepare.port, task)
         try:
+            found = run.open(recipe.tables(), facts, options.again, options.allow_change)
             if run.finished:
                 tell(story.finished(path))
             else:
                 if found is not None:  # what was measured when the run began is read, not measured again
                     recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout")})
-                    opened.prepare = PREPARES[opened.store.kind].model_validate(read_json(path / "prepare.json"))
                 tell(story.opening(path.name, recipe, opened, net, task))
                 train_job(recipe, opened, task, net, run, facts, options.quiet)
         finally:
             run.close()
-    model = load(path, device.type)
+    model = load(path, device.type, module=module, task=task if module is not None else None)
     tell(story.closing(model))
     return model
 
@@ -91,6 +92,8 @@ def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, fact
         facts = {**facts, "parameters": parameters_of(net), "tried": tried, "flops": flops}
         run.begin(recipe.toml(), facts, opened.prepare.model_dump(mode="json"))
         job.precision = precision_of(recipe)
+    else:
+        facts = read_json(run.path / "facts.json")
     tell(story.machine(recipe, facts))
     progress = Progress(job.epochs, nouns(opened.store.kind), quiet)
     place, clock = loop(job, run, progress)
@@ -107,9 +110,11 @@ def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, fact
         "speed": speed(job, clock, flops),
         "baseline_of": {"label": common_label(opened)},
     }
+    results["extras"] = extras(opened, net, task, job.precision, results)
+    results["layers"] = results["extras"].pop("layers")
     model = {f"net/{k}": t for k, t in net.state_dict().items()}
     run.finish(model, results, story.card(run.path.name, recipe, facts, results))
-    write_report(run.path, opened, {"net": net}, task, job.precision)
+    write_report(run.path)
 
 
 def choose_precision(recipe: Recipe, job: Job, chunk: Any) -> tuple[Recipe, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 import difflib
 from itertools import islice
 import os
@@ -16,7 +17,7 @@ import numpy as np
 from cloche.data.pictures import Unreadable, decode, frame_size
 from cloche.data.read.examples import NONE, TEST, TRAIN, VALIDATION, Allocate, Examples, digest
 from cloche.errors import UserError
-from cloche.words import _, _n, number
+from cloche.words import _, listed
 
 JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # and all that begins with a dot
 PARTS = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
@@ -31,9 +32,14 @@ class Row(NamedTuple):
 
 
 def looks_like_pictures(root: Path) -> bool:
-    """Whether one of the first 1000 files below a folder begins like a picture."""
-    files = (Path(folder, name) for folder, _folders, names in os.walk(root) for name in names)
-    return any(_is_picture(path) for path in islice(files, 1000))
+    """Whether there is a picture, by its header, among the first 100 files of the first 100 folders."""
+    for folder, inner, names in islice(os.walk(root), 100):
+        inner[:] = [name for name in inner if not name.startswith(".")]  # where os.walk goes next
+        for path in (Path(folder, name) for name in names[:100]):
+            with suppress(Unreadable, OSError):
+                if path.is_file() and frame_size(path, 1):  # is_file first: a pipe would block
+                    return True
+    return False
 
 
 def read_folder(root: Path, pixels: int, allocate: Allocate) -> Examples:
@@ -45,17 +51,21 @@ def read_folder(root: Path, pixels: int, allocate: Allocate) -> Examples:
     Returns: `image` (n, H, W, C) uint8, zeros right of and below a smaller picture; `size` (n, 2) int32; notes ignored, merged, turned.
     Raises: UserError if root is no folder, has no class folders, fewer than two classes that can be read, or a class that train lacks.
     """
-    _check_root(root)
+    if not os.path.isdir(root):
+        if os.path.lexists(root):
+            raise UserError(_("{path} is a file, not a folder").format(path=shown(root)), "", _("give the folder of the class folders"))
+        near = difflib.get_close_matches(root.name, os.listdir(root.parent) if os.path.isdir(root.parent) else [], n=1)
+        do = _("did you mean {path}?").format(path=shown(root.with_name(near[0]))) if near else ""
+        raise UserError(_("there is no folder {path}").format(path=shown(root)), "", do)
     files, folders, left_out, ignored = _walk(root)
     rows, merged = _rows(root, files, folders, left_out)
     named = _labels(root, rows, left_out)
-    kept, sizes = _each(lambda i: frame_size(root / rows[i].file, pixels), rows, left_out)
-    rows = [rows[i] for i in kept]
+    rows, sizes = _each(lambda i: frame_size(root / rows[i].file, pixels), rows, left_out)
     _labels(root, rows, left_out)
     frame = tuple(np.max(sizes, axis=0).tolist())  # (H, W, C)
     image, size = allocate("image", (len(rows), *frame), np.uint8), allocate("size", (len(rows), 2), np.int32)
 
-    def fill(i: int) -> tuple[np.ndarray, bool]:
+    def fill(i: int) -> tuple[int, np.ndarray, bool]:
         content = (root / rows[i].file).read_bytes()
         array, turned = decode(content, pixels)
         if any(own > most for own, most in zip(array.shape, frame, strict=True)):
@@ -63,25 +73,26 @@ def read_folder(root: Path, pixels: int, allocate: Allocate) -> Examples:
         h, w = size[i] = array.shape[:2]
         image[i, h:], image[i, :, w:] = 0, 0
         image[i, :h, :w] = array
-        return digest(content), turned
+        return i, digest(content), turned
 
-    kept, done = _each(fill, rows, left_out)
-    for to, at in enumerate(kept):  # rows that failed are closed up in place: no second copy of the pictures
-        if to != at:
-            image[to], size[to] = image[at], size[at]
-    rows = [rows[i] for i in kept]
+    rows, done = _each(fill, rows, left_out)
+    at, contents, turned = zip(*done, strict=True) if done else ((), (), ())
+    for to, i in enumerate(at):  # rows that failed are closed up in place: no second copy of the pictures
+        if to != i:
+            image[to], size[to] = image[i], size[i]
     labels = _labels(root, rows, left_out)
     left_out += [(shown(label), _("no readable picture in this class folder")) for label in named if label not in labels]
+    index = {label: k for k, label in enumerate(labels)}
     return Examples(
-        kind="pictures",
+        "pictures",
         fields={"image": image[: len(rows)], "size": size[: len(rows)]},
-        label=np.array([labels.index(row.label) for row in rows], np.int64),
+        label=np.array([index[row.label] for row in rows], np.int64),
         labels=labels,
-        digest=np.stack([content for content, turned in done]),
+        digest=np.stack(contents),
         part=np.array([row.part for row in rows], np.uint8),
         names=[shown(row.file) for row in rows],
         left_out=sorted(left_out, key=lambda told: natural(told[0])),
-        notes={"ignored": ignored, "merged": merged, "turned": sum(turned for content, turned in done)},
+        notes={"ignored": ignored, "merged": merged, "turned": sum(turned)},
     )
 
 
@@ -139,14 +150,11 @@ def _rows(root: Path, files: list[Path], folders: list[Path], left_out: LeftOut)
         else:
             left_out.append((shown(file), _("not in a class folder")))
     used = {row.file.parts[: depth + 1] for row in rows}
-    left_out += [(shown("/".join(folder)), _("empty class folder")) for folder in classes - used]
+    left_out += [(shown("/".join(folder)), _("empty class folder")) for folder in sorted(classes - used)]
     if not rows:
-        pictures = [file for file in files if _is_picture(root / file)]
-        found = _n("{n} picture is in no class folder: {name}", "{n} pictures are in no class folder, such as {name}", len(pictures))
-        found = found.format(n=number(len(pictures)), name=shown(pictures[0])) if pictures else _told(left_out) or _("There is nothing in it.")
-        what = _("{path} has no class folders.") if pictures else _("{path} holds no pictures.")
-        do = _("Put the pictures of each class into a folder of its own: {path}/maize, {path}/beans.")
-        raise UserError(what.format(path=shown(root)), found, do.format(path=shown(root)))
+        what = _("{path} has no class folders with pictures")
+        do = _("put the pictures of each class into a folder of its own: {path}/maize, {path}/beans")
+        raise UserError(what.format(path=shown(root)), _told(left_out) or _("there is nothing in it"), do.format(path=shown(root)))
     merged = len({(row.label, row.file.parts[depth]) for row in rows}) - len({row.label for row in rows})
     return sorted(rows, key=lambda row: (row.part, natural(row.label), [natural(piece) for piece in row.file.parts])), merged
 
@@ -155,22 +163,20 @@ def _labels(root: Path, rows: list[Row], left_out: LeftOut) -> list[str]:
     """The classes of the rows in natural order; UserError if no classifier can be trained on them."""
     labels = sorted({row.label for row in rows}, key=natural)
     if not rows:
-        raise UserError(_("No picture in {path} can be read.").format(path=shown(root)), _told(left_out))
+        raise UserError(_("no picture in {path} can be read").format(path=shown(root)), _told(left_out))
     if len(labels) == 1:
-        do = _("A classifier needs at least two folders, one for each class; if they lie inside this one, give {path}.")
+        do = _("a classifier needs at least two folders, one for each class; if they lie inside this one, give {path}")
         inner = shown(root / rows[0].file.parts[0])
-        raise UserError(_("One class only: {name}.").format(name=shown(labels[0])), _told(left_out), do.format(path=inner))
+        raise UserError(_("one class only: {name}").format(name=shown(labels[0])), _told(left_out), do.format(path=inner))
     trained = {row.label for row in rows if row.part in (NONE, TRAIN)}
-    for row in rows:
-        if row.label not in trained:
-            what = _("The class {name} does not occur in train.").format(name=shown(row.label))
-            do = _("Add pictures of it to train, or take it out of the other parts.")
-            raise UserError(what, _("One of its pictures is {name}.").format(name=shown(row.file)), do)
+    for row in (row for row in rows if row.label not in trained):
+        what, found = _("the class {name} does not occur in train").format(name=shown(row.label)), _("one of its pictures is {name}")
+        raise UserError(what, found.format(name=shown(row.file)), _("add pictures of it to train, or take it out of the other parts"))
     return labels
 
 
-def _each(work: Callable, rows: list[Row], left_out: LeftOut) -> tuple[list[int], list]:
-    """(numbers i of the rows for which work(i) succeeds, its results), in threads; the others are left out with their reason."""
+def _each(work: Callable, rows: list[Row], left_out: LeftOut) -> tuple[list[Row], list]:
+    """(the rows for which work(row's number) succeeds, its results), in threads; the others are left out with their reason."""
     pool, kept, results = ThreadPoolExecutor(os.cpu_count()), [], []
     try:
         for start in range(0, len(rows), BLOCK):
@@ -178,7 +184,7 @@ def _each(work: Callable, rows: list[Row], left_out: LeftOut) -> tuple[list[int]
             for i, future in [(i, pool.submit(work, i)) for i in block]:
                 try:
                     results.append(future.result())
-                    kept.append(i)
+                    kept.append(rows[i])
                 except (Unreadable, OSError) as error:
                     left_out.append((shown(rows[i].file), getattr(error, "strerror", None) or str(error)))
     finally:
@@ -187,20 +193,4 @@ def _each(work: Callable, rows: list[Row], left_out: LeftOut) -> tuple[list[int]
 
 
 def _told(left_out: LeftOut) -> str:
-    return ", ".join(f"{name} ({reason})" for name, reason in left_out[:3])
-
-
-def _is_picture(path: Path) -> bool:
-    try:
-        return path.is_file() and bool(frame_size(path, 1))  # is_file first: a pipe would block
-    except (Unreadable, OSError):
-        return False
-
-
-def _check_root(root: Path) -> None:
-    if os.path.lexists(root) and not os.path.isdir(root):
-        raise UserError(_("{path} is not a folder.").format(path=shown(root)), "", _("Give the folder with one folder for each class in it."))
-    if not os.path.isdir(root):
-        near = difflib.get_close_matches(root.name, os.listdir(root.parent) if os.path.isdir(root.parent) else [], n=1)
-        do = _("Did you mean {path}?").format(path=shown(root.with_name(near[0]))) if near else ""
-        raise UserError(_("There is no folder {path}.").format(path=shown(root)), "", do)
+    return listed((f"{name} ({reason})" for name, reason in left_out), most=3)

@@ -1,3 +1,109 @@
-def looks_like_idx(root):
-    return False
-def read_idx(*a): ...
+"""The IDX files of MNIST and its relatives, packed by gzip or not → Examples of kind "pictures"."""
+
+import gzip
+from math import prod
+from pathlib import Path
+import re
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from cloche.data.pictures import shrunk
+from cloche.data.read.examples import NONE, TEST, TRAIN, Allocate, Examples, row_digests
+from cloche.errors import UserError
+from cloche.words import _, number
+
+NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
+AXES = {"images": 3, "labels": 1}
+MAX_BYTES = 1 << 31  # 2.7 million pictures of 28 × 28
+
+
+def looks_like_idx(root: Path) -> bool:
+    """Whether a folder holds a file of pictures with one of MNIST's names."""
+    return any(kind == "images" for part, kind in _found(root))
+
+
+def read_idx(root: Path, pixels: int, allocate: Allocate) -> Examples:
+    """ROOT/train-images-idx3-ubyte.gz and its three companions: the rows of train, then those of test.
+
+    Returns: `image` (n, h, w, 1) uint8, h and w ≤ pixels; `size` (n, 2) int32; labels "0" … the largest that occurs.
+    Raises: UserError if train or a file of labels is missing, or a file is not what its header promises.
+    """
+    found = _found(root)
+    if ("train", "images") not in found:
+        do = _("add {name}").format(name="train-images-idx3-ubyte.gz")
+        raise UserError(_("{path} lacks the training pictures").format(path=root), "", do)
+    parts = [part for part in ("train", "test") if (part, "images") in found]
+    images, labels = zip(*(_pair(found, part) for part in parts), strict=True)  # each (n, h, w), (n,)
+    h, w = images[0].shape[1:]
+    if images[-1].shape[1:] != (h, w):
+        sizes = _("{h} × {w} in train, {h2} × {w2} in test").format(h=h, w=w, h2=images[-1].shape[1], w2=images[-1].shape[2])
+        raise UserError(_("the pictures of train and test differ in size"), sizes, _("download or copy them again"))
+    counts = [len(rows) for rows in images]
+    n, frame = sum(counts), (min(h, pixels), min(w, pixels))
+    image, size = allocate("image", (n, *frame, 1), np.uint8), allocate("size", (n, 2), np.int32)
+    size[:] = frame
+    for rows, start in zip(images, (0, counts[0]), strict=False):
+        small = rows if frame == (h, w) else np.stack([np.asarray(shrunk(Image.fromarray(row), pixels)) for row in rows])
+        image[start : start + len(rows), :, :, 0] = small
+    label = np.concatenate(labels).astype(np.int64)
+    return Examples(
+        kind="pictures",
+        fields={"image": image, "size": size},
+        label=label,
+        labels=[str(k) for k in range(label.max() + 1)],
+        digest=np.concatenate([row_digests(rows) for rows in images]),
+        part=np.repeat(np.array([TRAIN, TEST] if len(parts) > 1 else [NONE], np.uint8), counts),  # train alone tells no split
+        names=[f"{part} {i}" for part, count in zip(parts, counts, strict=True) for i in range(count)],
+    )
+
+
+def _found(root: Path) -> dict[tuple[str, str], Path]:
+    """(train | test, images | labels) → file; of a file and its .gz the unpacked one."""
+    names = sorted(path.name for path in root.iterdir() if path.is_file()) if root.is_dir() else []
+    matches = [match for match in map(NAME.fullmatch, reversed(names)) if match]
+    return {("train" if match[1] == "train" else "test", match[2]): root / match[0] for match in matches}
+
+
+def _pair(found: dict[tuple[str, str], Path], part: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n, h, w) pictures and their (n,) labels."""
+    name = found[part, "images"].name
+    if (part, "labels") not in found:
+        wanted = name.replace("images", "labels").replace("idx3", "idx1")
+        raise UserError(_("the labels of {name} are missing").format(name=name), "", _("add {name}").format(name=wanted))
+    images, labels = (_read(found[part, kind], axes) for kind, axes in AXES.items())
+    if len(images) != len(labels):
+        counts = _("{n} pictures but {m} labels").format(n=number(len(images)), m=number(len(labels)))
+        raise UserError(_("{name} and its labels do not belong together").format(name=name), counts, _("download or copy them again"))
+    return images, labels
+
+
+def _read(path: Path, axes: int) -> np.ndarray:
+    """The array in an IDX file of bytes with so many axes; one byte more than promised is read at most, so that no gzip can swell."""
+
+    def fault(found: str) -> UserError:
+        return UserError(_("{name} is damaged").format(name=path.name), found, _("download or copy it again"))
+
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4 + 4 * axes)
+            if len(head) < 4 + 4 * axes:
+                raise fault(_("it ends at byte {byte}, inside its header").format(byte=number(len(head))))
+            magic, *shape = np.frombuffer(head, ">u4").tolist()
+            if magic != 2048 + axes:
+                raise fault(_("it begins with {found} instead of {wanted}").format(found=magic, wanted=2048 + axes))
+            promised = prod(shape)
+            if not 0 < promised <= MAX_BYTES:
+                raise fault(_("its header promises {shape} bytes").format(shape=" × ".join(map(number, shape))))
+            body = bytearray()
+            while len(body) <= promised and (block := file.read(min(1 << 20, promised + 1 - len(body)))):
+                body += block
+    except (OSError, EOFError, zlib.error) as error:
+        raise fault(str(error)) from error
+    told = {"found": number(len(head) + len(body)), "promised": number(len(head) + promised)}
+    if len(body) < promised:
+        raise fault(_("it has {found} bytes, its header promises {promised}").format(**told))
+    if len(body) > promised:
+        raise fault(_("it has more than the {promised} bytes that its header promises").format(**told))
+    return np.frombuffer(body, np.uint8).reshape(shape)

@@ -1,0 +1,64 @@
+# make demo    a private Python, cloche, and a first network, trained and explained
+# make test    everything that a change has to pass, on two cores in minutes
+# make help    all of them
+
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+DATA ?= ../shared/data
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format test-slow test-gpu recipes bench-primer words clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+$(BIN)/python:
+	@t=$$(date +%s); $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cloche needs Python 3.11 or newer; make PYTHON=python3.11 takes another")' && \
+	$(PYTHON) -m venv $(VENV) && echo "[1/3] a private Python in $(VENV)   $$(($$(date +%s) - t)) s"
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@t=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check -e . && \
+	echo "[2/3] cloche and PyTorch for this machine   $$(($$(date +%s) - t)) s" && touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" && touch $@
+
+demo: $(VENV)/.installed  ## install, then: cloche train digits
+	@echo "[3/3] cloche train digits"
+	@$(BIN)/cloche train digits
+
+test: $(VENV)/.dev  ## the tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+
+test-slow: $(VENV)/.dev  ## the tests that take long
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(VENV)/.dev  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.dev  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## ruff, writing
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+recipes: $(VENV)/.dev  ## every shipped recipe against its [expect]
+	$(BIN)/python benchmarks/recipes.py --data $(DATA)
+
+bench-primer: $(VENV)/.dev  ## the primer's job: cloche beside the script
+	$(BIN)/python benchmarks/primer.py --data $(DATA)/mnist
+
+words: $(VENV)/.dev  ## extract the messages, update and compile the catalogues
+	$(BIN)/pybabel -q extract -k _ -k _n:1,2 -c Translators: --no-location --omit-header -o lang/cloche.pot cloche
+	for po in lang/??.po; do $(BIN)/pybabel -q update --no-fuzzy-matching --omit-header -i lang/cloche.pot -l $$(basename $$po .po) -o $$po; done
+	$(BIN)/python lang/compile.py
+
+clean:  ## what was made here, runs left alone
+	rm -rf $(VENV) .bench build dist *.egg-info .pytest_cache .ruff_cache
