@@ -19,6 +19,8 @@ from cloche.data.prepare import PREPARES
 from cloche.data.split import check_classes, split, twins
 from cloche.data.store import Store, open_store
 from cloche.errors import UserError
+from cloche.nets import NETS
+from cloche.nets.parts import BatchNorm
 from cloche.recipe import Recipe
 from cloche.tasks import Task
 from cloche.training.loop import Job
@@ -93,7 +95,6 @@ def facts_of(recipe: Recipe, data: Data, parameters: int = 0) -> dict[str, Any]:
         "left_out": [list(pair) for pair in store.left_out[:100]],
         "notes": store.notes,
         "device": data.device.type,
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cloche": __version__,
         "python": platform.python_version(),
@@ -118,8 +119,6 @@ def net_of(recipe: Recipe, inputs: Port, task: Task) -> nn.Module:
 
     Raises: RecipeError when the net can't be called as the task calls it, or its keys are impossible for this data.
     """
-    from cloche.nets import NETS  # the list of what fits
-
     if recipe.net.kind not in NETS or task.face not in recipe.net.faces:
         fit = ", ".join(k for k, c in NETS.items() if task.face in c.faces)
         raise RecipeError([Fault(f'net.kind = "{recipe.net.kind}"', _("does not fit the task {task}").format(task=recipe.task.kind), fit)])
@@ -135,6 +134,9 @@ def net_of(recipe: Recipe, inputs: Port, task: Task) -> nn.Module:
 
 def job_of(recipe: Recipe, data: Data, task: Task, net: nn.Module) -> Job:
     """The loop's job; precision and layout as the recipe says, fp32 and plain while they are still "auto"."""
+    if recipe.train.batch < 2 * recipe.train.chunks and any(isinstance(m, BatchNorm) for m in net.modules()):
+        told = _("batch normalisation needs at least two rows in each of the {n} chunks").format(n=recipe.train.chunks)
+        raise RecipeError([Fault(f"train.batch = {recipe.train.batch}", told, f"train.batch = {2 * recipe.train.chunks}")])
     order = Shuffled(len(data.rows["train"]), recipe.train.batch, recipe.train.seed)
     return Job(
         nets={"net": net.to(data.device)},

@@ -147,7 +147,7 @@ def _places(entries: dict, room: int, path: Path) -> list[tuple[str, torch.dtype
     for name, entry in entries.items():
         match entry:  # at most 16 dims, and no product that leaves 64 bits, not even with a 0 in it
             case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(end)]} if (
-                kind in DTYPES and len(shape) <= 16 and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
+                kind in DTYPES and len(shape) <= 16 and all(type(n) is int and n >= 0 for n in shape)
                 and math.prod(n or 1 for n in shape) < 1 << 48
             ):  # fmt: skip
                 claims.append((start, end, name, DTYPES[kind], shape))

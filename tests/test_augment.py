@@ -157,11 +157,11 @@ def pictures(n=40, side=32, c=3):
 
 @pytest.mark.parametrize("pixels, channels", [(32, 3), (33, 1), (200, 3)])
 def test_a_picture_is_changed_to_the_same_bits_in_whatever_chunk_it_stands(pixels, channels):
-    p, data, draw = prepare(pixels, channels), pictures(12), rng.draw(5, 2)
-    rows, at = list(range(12)), [100 + 7 * k for k in range(12)]
+    p, data, draw = prepare(pixels, channels), pictures(6), rng.draw(5, 2)
+    rows, at = list(range(6)), [100 + 7 * k for k in range(6)]
     whole = p.device(chunk(data, rows, at, draw)).data["image"]
-    for cut in (1, 2, 5, 11):
-        pieces = [p.device(chunk(data, rows[a : a + cut], at[a : a + cut], draw)).data["image"] for a in range(0, 12, cut)]
+    for cut in (1, 2, 5):
+        pieces = [p.device(chunk(data, rows[a : a + cut], at[a : a + cut], draw)).data["image"] for a in range(0, 6, cut)]
         assert torch.equal(torch.cat(pieces), whole), cut
     backwards = p.device(chunk(data, rows[::-1], at[::-1], draw)).data["image"]
     assert torch.equal(backwards.flip(0), whole)

@@ -122,7 +122,9 @@ def failing(monkeypatch, call, at, code):
 def test_write_puts_all_buffers_there_and_returns_their_sha256(tmp_path):
     numbers = memoryview(torch.arange(5, dtype=torch.float64).numpy())
     data = b"abc" + numbers.tobytes() + b"z"
-    assert durable_write(tmp_path / "a", [b"abc", numbers, b"", b"z"]) == hashlib.sha256(data).hexdigest()
+    table, nothing = memoryview(torch.ones(2, 2).numpy()), memoryview(torch.empty(0, 4).numpy())
+    data += table.tobytes()
+    assert durable_write(tmp_path / "a", [b"abc", numbers, nothing, b"", b"z", table]) == hashlib.sha256(data).hexdigest()
     assert (tmp_path / "a").read_bytes() == data
     assert durable_write(tmp_path / "a", b"") == hashlib.sha256(b"").hexdigest()
     assert (tmp_path / "a").read_bytes() == b""
@@ -519,6 +521,7 @@ def test_tensors_round_trip_here_and_in_safetensors(tmp_path):
             assert torch.equal(other.contiguous().reshape(-1).view(torch.uint8), tensor.contiguous().reshape(-1).view(torch.uint8))
         assert ours[name].data_ptr() % 64 == 0
     assert facts == {"step": "12", "name": "Zoë"}
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0, "tensors lie on multiples of 8, for those who map the file"
     with safetensors.safe_open(path, "pt") as file:
         sums = json.loads(file.metadata()["crc32"])
     assert sums["steps"] == zlib.crc32(tensors["steps"].numpy().tobytes())
@@ -817,6 +820,9 @@ def test_manifest_missing_or_of_another_kind_or_newer(run, tmp_path):
         check_manifest(tmp_path, "run")
     with fault("wrong-kind", "run\n  checkpoint expected, 'run' found", WRONG_INPUT):
         check_manifest(run, "checkpoint")
+    (tmp_path / "manifest.json").mkdir()
+    with fault("not-a-run", "not a cloche run", WRONG_INPUT):
+        check_manifest(tmp_path, "run")
     write_manifest(run, "run", ["facts.json"], format=2)
     with fault("newer-format", "run\n  format 2 found, this cloche knows up to 1\n  Update cloche", WRONG_INPUT):
         check_manifest(run, "run")
@@ -893,6 +899,13 @@ def test_entries_that_are_none(run, value):
         check_manifest(run, "run")
 
 
+@pytest.mark.parametrize(("listed", "format"), [([], 1), (None, 1), ({}, True), ({}, "1"), ({}, 1.0), ({}, None)])
+def test_manifests_of_another_form_are_refused_though_their_sha256_is_right(run, listed, format):
+    signed(run, listed, format=format)
+    with fault("damaged", "its own sha256 does not fit"):
+        check_manifest(run, "run")
+
+
 UNSAFE = ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "a/", "./a", "a\\b", "..\\x", "C:x", "a\0b", "a\nb", "\x1b[2J"]
 
 
@@ -941,6 +954,14 @@ def test_lock_refuses_a_second_and_is_freed(tmp_path):
     with Lock(tmp_path):
         pass
     assert files._held == set()
+
+
+def test_lock_says_who_holds_it_and_since_when(tmp_path):
+    (tmp_path / ".lock").write_text("x" * 1000)
+    with Lock(tmp_path):
+        pid, day, clock = (tmp_path / ".lock").read_text().split()
+    assert int(pid) == os.getpid()
+    assert abs(time.mktime(time.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S")) - time.time()) < 100
 
 
 def test_lock_where_nothing_can_be_written(tmp_path, monkeypatch):
@@ -1031,6 +1052,14 @@ def test_sweep_takes_our_own_litter_only(tmp_path):
     assert os.listdir(tmp_path / "kept") == ["x"]
 
 
+def test_sweep_counts_what_it_could_delete(tmp_path, monkeypatch):
+    (tmp_path / f".a.tmp-{DEAD}-0123abcd").write_bytes(b"1")
+    with monkeypatch.context() as patch:
+        failing(patch, "unlink", 1, errno.EACCES)
+        assert sweep(tmp_path) == 0
+    assert sweep(tmp_path) == 1
+
+
 def test_sweep_gives_an_old_folder_its_name_back(tmp_path):
     for name in (f".step-1.old-{DEAD}-0123abcd", f".step-2.old-{DEAD}-0123abcd", "step-2"):
         (tmp_path / name).mkdir()
@@ -1061,6 +1090,8 @@ def test_no_signal_is_sent_on_windows(monkeypatch):
     assert (alive, sent, opened) == (False, [], [])
     assert files._alive(os.getpid())
     assert not files._alive(DEAD)
+    failing(monkeypatch, "kill", 1, errno.EPERM)
+    assert files._alive(1), "a process of somebody else"
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_a_mark_that_does_not_exist_turns_nothing(mark):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("block", [b"MM\0*\xff\xff\xff\xff", b"neither MM nor II"])
 def test_a_damaged_exif_block_costs_no_picture(block):
-    content = saved(Image.fromarray(photo(40, 60)), "JPEG", exif=b"Exif\0\0" + block)
+    content = saved(Image.fromarray(photo(40, 60)), "JPEG", exif=b"Exif\0\0" + block, dpi=(72, 72))
     assert decode(content, 100).array.shape == (40, 60, 3)
 
 

@@ -131,7 +131,7 @@ def test_order_does_not_depend_on_the_disk(tmp_path, monkeypatch):
 
 def test_natural_order():
     wanted = ["", "00000", "00001", "1", "2", "२", "10", "१०", "a", "item 9", "item 12", "x" * 200 + "7", "²", "Ä"]
-    assert sorted(wanted[::-1], key=natural) == wanted
+    assert sorted(set(wanted), key=natural) == wanted
 
 
 def test_twelve_numbered_classes_and_zeros_kept(tmp_path):

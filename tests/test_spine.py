@@ -19,7 +19,7 @@ from cloche.nets import NETS
 from cloche.tasks import TASKS
 from cloche.tasks.metrics import Figure
 from cloche.training import loop as loops
-from cloche.training.run import Run
+from cloche.training.run import read_events
 from cloche.use import train as use_train
 
 TRAINING = Path(loops.__file__).parent
@@ -169,7 +169,7 @@ def bits(run: Path) -> tuple[bytes, bytes]:
 def test_a_family_of_ones_own_learns(name, tmp_path):
     net, task, arrays, share = family(name)
     model = cloche.fit(net, arrays, task=task, out=str(tmp_path / "run"), sets={**SETS, "train.epochs": 15})
-    losses = [e["loss"] for e in Run(tmp_path / "run").events() if e["kind"] == "step"]
+    losses = [e["loss"] for e in read_events(tmp_path / "run") if e["kind"] == "step"]
     assert len(losses) == model.results["steps"] == 150
     assert np.mean(losses[-10:]) < share * losses[0]
     assert model.results["part"] == "test" and model.results["metrics"]["loss"] < share * losses[0]
@@ -182,7 +182,7 @@ def test_loss_is_the_sum_over_tokens_by_their_count(tmp_path):
     with torch.no_grad():
         net.head.weight.zero_(), net.head.bias.zero_()
     cloche.fit(net, arrays, task=task, out=str(tmp_path / "run"), sets=SETS)
-    first = Run(tmp_path / "run").events()[0]
+    first = read_events(tmp_path / "run")[0]
     assert first["n"] == 14 * 11
     assert first["loss"] == pytest.approx(np.log(7), rel=1e-5)
 

@@ -27,6 +27,8 @@ def split(digest: np.ndarray, label: np.ndarray, given: np.ndarray, validation: 
         raise UserError(_("this data has its own test part, so there are no folds to rotate"), _("data.fold = {fold}").format(fold=fold), _("leave out --folds"))
     if official:
         test = 0.0
+    elif fold and round((fold + 1) * test, 9) > 1:
+        raise UserError(_("there is no such fold"), _("data.fold = {fold} with data.test = {test}").format(fold=fold, test=test), _("folds run from 0 to {last}").format(last=int(1 / test + 1e-9) - 1 if test else 0))
     free = np.flatnonzero((given != TEST) & (given != VALIDATION)) if official else np.arange(n)
     if not (given == VALIDATION).any() or not official:
         part[free] = _ranked(digest[free], _classes(label)[free], validation, test, fold)
@@ -46,21 +48,22 @@ def _classes(label: np.ndarray) -> np.ndarray:
 
 
 def _ranked(digest: np.ndarray, classes: np.ndarray, validation: float, test: float, fold: int) -> np.ndarray:
-    """(n,) uint8 parts by rank within each class; a group's class is that of its first row."""
+    """(n,) uint8 parts by rank within each class; a group's class is the first among its rows'."""
     _digests, first, group = np.unique(digest, axis=0, return_index=True, return_inverse=True)  # groups come out ranked by digest
     group = group.reshape(-1)
     sizes, kind = np.bincount(group), classes[first]
+    np.minimum.at(kind, group, classes)  # twins that differ in their class: the first class, whatever the order of the rows
     part = np.full(len(first), NONE, np.uint8)
     for c in np.unique(kind):
         mine = np.flatnonzero(kind == c)
         if len(mine) == 1:  # a class with one picture can only be trained on
             continue
         total = int(sizes[mine].sum())
-        start = np.cumsum(sizes[mine]) - sizes[mine]
+        middle = np.cumsum(sizes[mine]) - sizes[mine] / 2  # a group lies where its middle lies
         low, high = round(fold * test * total), round((fold + 1) * test * total)
-        after = (start - high) % total
-        part[mine[(start >= low) & (start < high)]] = TEST
-        part[mine[((start < low) | (start >= high)) & (after < round(validation * total))]] = VALIDATION
+        after = (middle - high) % total
+        part[mine[(middle >= low) & (middle < high)]] = TEST
+        part[mine[((middle < low) | (middle >= high)) & (after < round(validation * total))]] = VALIDATION
     return part[group]
 
 

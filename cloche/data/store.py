@@ -99,7 +99,10 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
     key = hashlib.blake2b(json.dumps([_source_key(config.source), options], sort_keys=True).encode(), digest_size=16).hexdigest()
     folder = files.cache_folder() / "stores" / key
     if (folder / "manifest.json").exists():
-        return Store(_load(folder))
+        try:
+            return Store(_load(folder))
+        except UserError as fault:  # it is only a cache: say so and read the source again
+            say(_("the store is read anew: {why}").format(why=fault.what))
     examples = _read(config)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

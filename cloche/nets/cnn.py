@@ -26,9 +26,9 @@ Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, 
 class CnnConfig(Frozen):
     kind: Literal["cnn"] = "cnn"
     stages: tuple[Widths, ...] = Field(((32, 64), (128,)), strict=False, min_length=1, description=_("channels of each convolution, by stage"))
-    kernel: int = Field(3, ge=1, description=_("side of the kernel in pixels"))
+    kernel: int = Field(3, ge=1, le=99, description=_("side of the kernel in pixels"))
     stride: int = Field(1, ge=1, description=_("how far the kernel slides"))
-    padding: int | Literal["same"] = Field("same", description=_('rows of zeros around a picture; "same" keeps its side at stride 1'))
+    padding: Annotated[int, Field(ge=0, le=99)] | Literal["same"] = Field("same", description=_('rows of zeros around a picture; "same" keeps its side at stride 1'))
     pool: Literal["max", "average"] = Field("max", description=_("what a 2×2 pooling keeps"))
     norm: Literal["none", "batch"] = Field("none", description=_("normalisation before the activation"))
     activation: Activation = Field("relu", description=_("what follows each convolution and hidden layer"))
@@ -38,15 +38,18 @@ class CnnConfig(Frozen):
     faces: ClassVar = ("maps",)
 
     @property
-    def pad(self) -> int:
-        return self.kernel // 2 if self.padding == "same" else self.padding
+    def pad(self) -> int | str:
+        """What Conv2d is given: an even kernel that keeps the side needs one row more on one side than on the other."""
+        if self.padding != "same":
+            return self.padding
+        return "same" if self.stride == 1 and self.kernel % 2 == 0 else self.kernel // 2
 
     def sides(self, side: int) -> list[int]:
         """The picture's side after each stage; 0 or less where nothing is left."""
         out = []
         for stage in self.stages:
             for _width in stage:
-                side = (side + 2 * self.pad - self.kernel) // self.stride + 1
+                side = side if self.pad == "same" else (side + 2 * int(self.pad) - self.kernel) // self.stride + 1
             side //= 2
             out.append(side)
         return out

@@ -47,7 +47,7 @@ class BatchNorm(nn.Module):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         mean, var, n = self._statistics(x)
         with torch.no_grad():
-            self.seen += torch.stack([mean, var * n / (n - 1)])
+            self.seen += torch.stack([mean, var * n / (n - 1.0 if isinstance(n, int) else (n - 1).clamp(min=1))])
             self.chunks += 1
         if self.rows is None:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
@@ -76,7 +76,7 @@ class BatchNorm(nn.Module):
     def commit(self, ok: Tensor) -> None:
         """Move the running statistics by the average over the step's chunks; not where `ok` () is 0."""
         mean, var = self.seen / self.chunks.clamp(min=1)
-        by = self.momentum * ok
+        by = self.momentum * ok * (self.chunks > 0)
         self.running_mean += torch.where(by > 0, by * (mean - self.running_mean), 0.0)
         self.running_var += torch.where(by > 0, by * (var - self.running_var), 0.0)
         self.seen.zero_()

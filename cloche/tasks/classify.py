@@ -83,7 +83,7 @@ class Classify:
     def figures(self, sums: Sums) -> dict[str, Figure]:
         n = float(sums["n"])
         out = {"accuracy": share(float(sums["right"]), n), "loss": Figure(float(sums["loss"]) / n, n=int(n))}
-        return out | {k: Figure(v, n=int(n)) for k, v in averages(self.table(sums)).items()}
+        return out | {k: Figure(v, n=int(n)) for k, v in averages(self.table(sums), self.multi).items()}
 
     def table(self, sums: Sums) -> dict[str, np.ndarray]:
         """Precision, recall, F1, support and how often predicted, (K,) each."""

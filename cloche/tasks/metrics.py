@@ -72,9 +72,9 @@ def scores(hits: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> dict
     return {"precision": precision, "recall": recall, "f1": f1, "support": support, "predicted": predicted}
 
 
-def averages(table: dict[str, np.ndarray]) -> dict[str, float]:
-    """Macro and weighted means of precision, recall and F1, over classes that occur or were predicted, as scikit-learn."""
-    there = (table["support"] > 0) | (table["predicted"] > 0)
+def averages(table: dict[str, np.ndarray], every: bool = False) -> dict[str, float]:
+    """Macro and weighted means of precision, recall and F1, as scikit-learn: over classes that occur or were predicted, or over `every` label."""
+    there = (table["support"] > 0) | (table["predicted"] > 0) | every
     weight = table["support"] / max(table["support"].sum(), 1)
     out = {}
     for name in ("precision", "recall", "f1"):

@@ -32,10 +32,10 @@ class Regress:
         return chunk.weight.sum()
 
     def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
-        return (self._errors(nets["net"](given(chunk)), chunk) * chunk.weight).sum(), None, {}
+        return (self._errors(self._values(nets, chunk), chunk) * chunk.weight).sum(), None, {}
 
     def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
-        y = nets["net"](given(chunk)).float()
+        y = self._values(nets, chunk)
         errors, w, target = self._errors(y, chunk), chunk.weight.double(), chunk.data["label"].double()
         apart = (y - target).abs().mean(1)
         sums = {"loss": (errors * w).sum(), "squares": (errors.double().square() * w).sum(), "absolute": (apart * w).sum(), "n": w.sum()}
@@ -43,7 +43,7 @@ class Regress:
         return sums, None, {"loss": errors, "predicted": y[:, 0], "probability": torch.ones_like(errors)}
 
     def answer(self, nets: Nets, chunk: Chunk) -> list[dict[str, Any]]:
-        rows = nets["net"](given(chunk)).float().tolist()
+        rows = self._values(nets, chunk).tolist()
         return [{"value": row[0]} if len(row) == 1 else {"values": row} for row in rows]
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
@@ -60,5 +60,8 @@ class Regress:
         errors = np.square(label - common).mean(1)
         return mean(float(errors.sum()), float(np.square(errors).sum()), len(label)), f"{common[0]:.3g}"
 
+    def _values(self, nets: Nets, chunk: Chunk) -> Tensor:
+        return nets["net"](given(chunk)).float().reshape(len(chunk.ids), -1)  # (B, K)
+
     def _errors(self, y: Tensor, chunk: Chunk) -> Tensor:
-        return (y.float() - chunk.data["label"]).square().mean(1)  # (B,)
+        return (y - chunk.data["label"]).square().mean(1)  # (B,)

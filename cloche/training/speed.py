@@ -21,6 +21,11 @@ def flops_of(nets: Nets, task: Task, chunk: Chunk) -> float:
     return counter.get_total_flops() / len(chunk.ids)
 
 
+def threads_for(flops: float, threads: int) -> int:
+    """One thread for steps of less than a millisecond: with more, waiting for each other costs more than the work."""
+    return 1 if flops < 1e8 else threads
+
+
 def limit_of(dtype: str, device: torch.device, n: int = 1024, rounds: int = 12) -> float:
     """FLOP/s of the best of a few n × n matrix products in this number format: what the machine can multiply now."""
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32

@@ -17,13 +17,14 @@ from PIL import Image
 
 from cloche.words import _
 
+Array = np.ndarray
 INK, DIM, RULE, PAPER = PAGE = ("#1d2733", "#66717f", "#d8dee5", "#fefefd")
 HUES = ("#2a6fbb", "#d9622b", "#2e8b57", "#8a57b8", "#b8892b", "#2a97a3", "#c2477f", "#6b7f2a")
 VARIABLES = dict(zip(PAGE + HUES, ["ink", "dim", "rule", "paper", *(f"c{i}" for i in range(8))], strict=True))
 RC = dict.fromkeys(("text.color", "axes.titlecolor"), INK) | dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), DIM)
 RC |= dict.fromkeys(("axes.edgecolor", "grid.color"), RULE) | {"font.size": 8, "axes.titlesize": 8, "axes.titlelocation": "left"}
 RC |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False) | {"legend.fontsize": 8}
-RC |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none") | {"svg.fonttype": "none", "svg.hashsalt": "cloche"}
+RC |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "svg.fonttype"), "none") | {"svg.hashsalt": "cloche"}
 styled = matplotlib.rc_context(RC)
 
 
@@ -48,7 +49,7 @@ def _saved(figure: Figure, **how: Any) -> bytes:
     return out.getvalue()
 
 
-def picture(pixels: np.ndarray, most: int = 64, colours: int = 128) -> bytes:
+def picture(pixels: Array, most: int = 64, colours: int = 128) -> bytes:
     """(h, w, 1 or 3) in 0..1 → a PNG of at most `most` pixels a side and so many colours: 3 kB."""
     image, out = Image.fromarray(np.round(pixels.repeat(3 // pixels.shape[2], 2) * 255).astype(np.uint8)), io.BytesIO()
     image.thumbnail((most, most))
@@ -68,7 +69,7 @@ def new(height: float, across: str = "", up: str = "", log: bool = False) -> tup
 
 
 @styled
-def curves(lines: dict[str, Any], across: str, up: str, dots: Any = (), faint: Any = None, level: float | None = None, kept: float | None = None) -> Figure:
+def curves(lines: dict[str, Any], across: str, up: str, dots: Any = (), faint: Any = None, level: Any = None, kept: Any = None) -> Figure:
     """Lines by name, (x, y) each, in the order of HUES; the upward axis is logarithmic where they span more than 1 : 30.
 
     Args:
@@ -87,12 +88,12 @@ def curves(lines: dict[str, Any], across: str, up: str, dots: Any = (), faint: A
         axes.scatter(x, y, s=9, color=hue, alpha=0.4, linewidths=0)
     for (name, (x, y)), hue in zip(lines.items(), HUES, strict=False):
         axes.plot(x, y, color=hue, lw=1.6, label=name, marker="o" if len(x) < 20 else "", ms=2.5)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=4, handlelength=1.2, columnspacing=1.2, borderaxespad=0)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.01, 1.0), ncols=4, handlelength=1.2, columnspacing=1.2, borderaxespad=0)
     return figure
 
 
 @styled
-def surface(best: np.ndarray, sure: np.ndarray, box: list[float], x: np.ndarray, label: np.ndarray, said: np.ndarray, names: list[str]) -> Figure:
+def surface(best: Array, sure: Array, box: list[float], x: Array, label: Array, said: Array, names: list[str]) -> Figure:
     """Which class a net of two inputs answers where, the fainter the less sure; points in the hue of their class, wrong ones ringed.
 
     Args:

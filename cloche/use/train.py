@@ -9,11 +9,13 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from cloche import start
 from cloche.build import Data, device_of, facts_of, job_of, net_of, nouns, open_data, parameters_of, precision_of, task_of
 from cloche.config import Frozen
+from cloche.data.chunk import Chunk
 from cloche.data.store import Store
 from cloche.errors import UserError
 from cloche.files import read_json
@@ -24,7 +26,7 @@ from cloche.training.log import Progress, say
 from cloche.training.loop import Clock, Job, loop, stopped
 from cloche.training.precision import trial
 from cloche.training.run import Run
-from cloche.training.speed import flops_of, limit_of
+from cloche.training.speed import flops_of, limit_of, threads_for
 from cloche.use import story
 from cloche.use.model import Model, judged, load
 from cloche.use.report import extras, write_report
@@ -64,7 +66,11 @@ def train_recipe(recipe: Recipe, path: Path, options: Options, store: Store | No
         facts = facts_of(recipe, opened)
         if task is None:
             recipe, task = task_of(recipe, facts)
-        net = module if module is not None else net_of(recipe, opened.prepare.port, task)
+        net = (module if module is not None else net_of(recipe, opened.prepare.port, task)).to(device)
+        first = opened.part("train").take(np.arange(min(recipe.train.batch, len(opened.rows["train"]))))
+        flops, threads = flops_of({"net": net}, task, first), torch.get_num_threads()
+        torch.set_num_threads(threads_for(flops * recipe.train.batch, threads))
+        facts |= {"threads": torch.get_num_threads(), "parameters": parameters_of(net), "flops": flops}
         try:
             found = run.open(recipe.tables(), facts, options.again, options.allow_change)
             if run.finished:
@@ -73,23 +79,22 @@ def train_recipe(recipe: Recipe, path: Path, options: Options, store: Store | No
                 if found is not None:  # what was measured when the run began is read, not measured again
                     recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout")})
                 tell(story.opening(path.name, recipe, opened, net, task))
-                train_job(recipe, opened, task, net, run, facts, options.quiet)
+                train_job(recipe, opened, task, net, run, facts, first, options.quiet)
         finally:
             run.close()
+            torch.set_num_threads(threads)
     model = load(path, device.type, module=module, task=task if module is not None else None)
     tell(story.closing(model))
     return model
 
 
-def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, facts: dict[str, Any], quiet: bool) -> None:
+def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, facts: dict[str, Any], first: Chunk, quiet: bool) -> None:
     """The trial where the run is new, the loop, the one look at the test part, the finished folder with its report."""
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
     job = job_of(recipe, opened, task, net)
-    first = opened.part("train").take(np.arange(min(recipe.train.batch, len(opened.rows["train"]))))
-    flops = flops_of(job.nets, task, first)
     if not (run.path / "facts.json").exists():
         recipe, tried = choose_precision(recipe, job, first)
-        facts = {**facts, "parameters": parameters_of(net), "tried": tried, "flops": flops}
+        facts = {**facts, "tried": tried}
         run.begin(recipe.toml(), facts, opened.prepare.model_dump(mode="json"))
         job.precision = precision_of(recipe)
     else:
@@ -107,7 +112,7 @@ def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, fact
         "steps": place.step,
         "best_step": run.best_step,
         "seconds": round(time.perf_counter() - start.T0, 2),
-        "speed": speed(job, clock, flops),
+        "speed": speed(job, clock, facts["flops"]),
         "baseline_of": {"label": common_label(opened)},
     }
     results["extras"] = extras(opened, net, task, job.precision, results)

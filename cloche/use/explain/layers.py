@@ -77,6 +77,8 @@ def layers_of(net: nn.Module, calls: list[Layer]) -> list[Layer]:
             c.kind = kind if kind in ("conv", "pool", "dense") else type(c.module).__name__
             c.name, c.does, c.parameters, c.output, ahead = names[c.module], ahead + does, own, c.raw, []
             rows.append(c)
+    for row in rows[-1:]:  # a dropout with no layer behind it
+        row.does = row.does + ahead
     if left and rows:
         nothing = rows[-1].raw[:, :0]
         rows.append(Layer(net, nothing, nothing, 0, _("other"), "other", [_("not called by itself")], list(left.values()), nothing))
@@ -156,11 +158,15 @@ def explain_layers(what: str | Model, data: str | None = None, sets: dict[str, A
     amounts = lambda r: [number(r["params"]), number(r["flops"] / per, 1) if r["flops"] else "–", number(r["bytes"] / byte)]  # noqa: E731
     cells = [[r["name"], r["does"], ", ".join(map(str, r["output"])), *amounts(r), r["sees"]] for r in rows]
     head = [_("layer"), _("does"), _("output (B, …)"), _("parameters"), work, unit, _("sees")]
-    lines = columns([head, *cells, [_("total"), "", "", *amounts(total), ""]], 3)
-    given, noun = ("my.png", _("picture")) if port.kind == "image" else (f'"{" ".join(["0.5"] * math.prod(port.shape))}"', _("row"))
-    lines[-1] += _("  a {noun}; weights {size}").format(noun=noun, size=size(4 * total["params"]))
-    after = _("Next:  {command}     one training step on your own {noun}, in numbers")
-    lines += [*sentences(rows, total, port), after.format(command=f"{first}cloche explain {run} {given}", noun=noun)]
+    if port.kind == "image":
+        given, whole = "my.png", _("a picture; weights {size}")
+        after = _("Next:  {command}     one training step on your own picture, in numbers")
+    else:
+        given, whole = f'"{" ".join(["0.5"] * math.prod(port.shape))}"', _("a row; weights {size}")
+        after = _("Next:  {command}     one training step on your own row, in numbers")
+    whole = whole.format(size=size(4 * total["params"]))
+    lines = columns([head, *cells, [_("total"), whole, "", *amounts(total), ""]], 3)
+    lines += [*sentences(rows, total, port), after.format(command=f"{first}cloche explain {run} {given}")]
     found = [{("output_shape" if k == "output" else k): v for k, v in row.items()} for row in rows]
     return {"layers": found, "params": total["params"], "flops": total["flops"]}, "\n".join(lines)
 

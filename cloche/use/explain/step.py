@@ -81,7 +81,8 @@ def norm(tensors: Any) -> float | None:
 def example(model: Model, given: Any) -> tuple[str, Chunk]:
     """The name of the input, and the input as a chunk of one row; with its label where it comes from the run's own data."""
     if given is not None:
-        return str(given), model.chunk(model.prepare.gather([model.prepare.encode(given)]))
+        name = str(given) if isinstance(given, str | Path) else str(given)[:40]  # an array's text is long
+        return name, model.chunk(model.prepare.gather([model.prepare.encode(given)]))
     data = model.data()
     part = "validation" if len(data.rows["validation"]) else data.judged
     return data.store.names[data.rows[part][0]], data.part(part).take(np.array([0]))
@@ -152,7 +153,7 @@ def story(model: Model, found: dict[str, Any], rows: list[Layer], logits: list[f
 
 def products(rows: list[Layer], at: str, was: dict[nn.Parameter, Tensor]) -> tuple[dict[str, Any], list[str]]:
     """One number of a map as its products: the numbers for --json, and the stamp in four acts as text."""
-    convs = {row.name: row for row in rows if row.kind == "conv" and row.raw.ndim == 4}
+    convs = {row.name: row for row in rows if isinstance(row.module, nn.Conv2d) and row.module.groups == 1}
     match = re.fullmatch(r"([\w.]+):(\d+),(\d+),(\d+)", at.replace(" ", ""))
     if not match:
         do = _("for example --at {layer}:0,5,7").format(layer=next(iter(convs), "conv1"))
@@ -165,7 +166,7 @@ def products(rows: list[Layer], at: str, was: dict[nn.Parameter, Tensor]) -> tup
     if c >= channels or y >= h or x >= w:
         do = _("channel 0…{c}, row 0…{y}, column 0…{x}").format(c=channels - 1, y=h - 1, x=w - 1)
         raise UserError(_("there is no such place in the maps of {name}").format(name=name), at, do)
-    kernel, bias, k = was[m.weight][c], float(was[m.bias][c]), m.kernel_size[0]  # (C, k, k)
+    kernel, bias, k = was[m.weight][c], float(was[m.bias][c]) if m.bias is not None else 0.0, m.kernel_size[0]  # (C, k, k)
     patch = F.unfold(row.input.detach(), m.kernel_size, m.dilation, m.padding, m.stride)[0, :, y * w + x].view_as(kernel)
     each, top, left = patch * kernel, y * m.stride[0] - m.padding[0], x * m.stride[0] - m.padding[0]
     sums, value, final = each.double().sum((1, 2)), row.raw[0, c, y, x].item(), row.output[0, c, y, x].item()
