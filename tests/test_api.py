@@ -298,13 +298,20 @@ def test_a_label_that_is_not_finite(tmp_path):
 
 @pytest.mark.parametrize(
     "y",
-    [np.array(["a", "b", "c"])[Y], Y - 1, np.empty(0, np.int64)],
-    ids=["words", "negative classes", "nothing"],
+    [Y - 1, np.empty(0, np.int64), np.stack([Y, Y], 1), Y.astype(complex)],
+    ids=["negative classes", "nothing", "labels that are not 0 or 1", "complex numbers"],
 )
 def test_labels_that_are_none(y, tmp_path):
     with pytest.raises(UserError) as caught:
         cloche.fit(perceptron(), X[: len(y)], y, out=str(tmp_path / "run"), sets=QUICK)
     assert caught.value.code == WRONG_INPUT and not (tmp_path / "run").exists()
+
+
+def test_words_as_labels_are_the_names_of_the_classes(tmp_path):
+    words = np.array(["setosa", "versicolor", "virginica"])[Y]
+    model = cloche.fit(perceptron(), X, words, out=str(tmp_path / "run"), sets=QUICK)
+    assert model.facts["labels"] == ["setosa", "versicolor", "virginica"]
+    assert model.predict([X[0]])[0]["label"] in model.facts["labels"]
 
 
 @pytest.mark.parametrize("module", [perceptron(2), perceptron(3, 5), nn.Flatten()], ids=["too few logits", "other columns", "no weights"])
@@ -316,5 +323,5 @@ def test_a_module_that_does_not_fit_the_arrays(module, tmp_path):
 
 @pytest.mark.parametrize("sets", [{"train.epoch": 3}, {"optim.learning_rate": 0.1}, {"net.widths": [8]}, {"task.colour": 1}])
 def test_an_unknown_key_is_never_ignored(sets, tmp_path):
-    with pytest.raises(UserError, match="one fault|no such key"):
+    with pytest.raises(UserError, match="one fault|no such key|takes keys of"):
         cloche.fit(perceptron(), X, Y, out=str(tmp_path / "run"), sets={**QUICK, "train.epochs": 1, **sets})

@@ -139,7 +139,7 @@ class ColumnsPrepare(Frozen):
 
     @classmethod
     def fit(cls, store: "RowsOf", ids: np.ndarray, config: ColumnsConfig) -> "ColumnsPrepare":
-        shape = tuple(store.rows(ids[:1])["columns"].shape[1:])
+        shape = tuple(next(iter(store.rows(ids[:1]).values())).shape[1:])
         if not config.normalize:
             return cls(shape=shape, mean=(), std=(), labels=tuple(store.labels))
         mean, std = _moments(store.rows(i)["columns"].flatten(1) for i in _batches(ids))
@@ -164,11 +164,11 @@ class ColumnsPrepare(Frozen):
         return {"columns": torch.from_numpy(np.stack([e["columns"] for e in encoded]))}
 
     def device(self, chunk: Chunk) -> Chunk:
+        if not self.mean:
+            return chunk
         x = chunk.data["columns"]
-        if self.mean:
-            mean, std = (torch.tensor(v, device=x.device).view(self.shape) for v in (self.mean, self.std))
-            x = (x - mean) / std
-        return replace(chunk, data={**chunk.data, "columns": x})
+        mean, std = (torch.tensor(v, device=x.device).view(self.shape) for v in (self.mean, self.std))
+        return replace(chunk, data={**chunk.data, "columns": (x - mean) / std})
 
 
 class RowsOf(Protocol):

@@ -26,6 +26,7 @@ from cloche.data.read.idx import looks_like_idx, read_idx
 from cloche.errors import UserError
 from cloche.words import _
 
+ARRAYS = "arrays"  # the source of what cloche.fit was given
 FORMAT = 1  # raise it when a reader gives other arrays for the same files
 
 
@@ -95,6 +96,8 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
     Args:
         say: told when the cache folder cannot be written (the data is then held in memory this time).
     """
+    if config.source == ARRAYS:
+        raise UserError(_("this run was trained on arrays, which are not in its folder"), "", _("in Python: pass the arrays again"))
     options = {"kind": config.kind, "format": FORMAT, **_options(config)}
     key = hashlib.blake2b(json.dumps([_source_key(config.source), options], sort_keys=True).encode(), digest_size=16).hexdigest()
     folder = files.cache_folder() / "stores" / key

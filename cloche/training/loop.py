@@ -117,7 +117,10 @@ class State:
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         device = self.bad_step.device
         group = lambda name: {k.removeprefix(f"{name}/"): t.to(device) for k, t in tensors.items() if k.startswith(f"{name}/")}  # noqa: E731
-        self.load_weights(group("net"))
+        try:
+            self.load_weights(group("net"))
+        except RuntimeError as fault:
+            raise UserError(_("the checkpoint does not fit this net"), str(fault).splitlines()[-1].strip(), _("start anew with --again")) from None
         kept = self.optimizer.state_dict()
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         for key, t in group("optim").items():
@@ -159,9 +162,11 @@ def loop(job: Job, run: Run, progress: Progress | None = None) -> tuple[Place, "
 
 def start(job: Job, run: Run) -> tuple[State, Place]:
     for name, net in job.nets.items():
-        net.train(name in job.trained).requires_grad_(name in job.trained)
+        net.train(name in job.trained)
+        if name not in job.trained:
+            net.requires_grad_(False)
     job.precision.apply(job.nets)
-    parameters = [p for n in job.trained for p in job.nets[n].parameters()]
+    parameters = [p for n in job.trained for p in job.nets[n].parameters() if p.requires_grad]
     optimizer = job.optim.build(parameters)
     state = State(job, Objective(job.nets, job.task, job.precision), optimizer, torch.full((), -1, device=parameters[0].device))
     found = run.last()
@@ -278,6 +283,8 @@ def _check(job: Job, state: State) -> None:
 @torch.no_grad()
 def _not_finite(job: Job, chunk: Chunk) -> Tensor:
     """(B,) whose own loss or input is not finite."""
+    for net in job.nets.values():
+        net.eval()  # batch normalisation would spread one bad row over all
     with job.precision.autocast(chunk.weight.device):
         _sums, _carry, rows = job.task.measure(job.nets, job.precision.place(chunk), None)
     wrong = ~torch.isfinite(rows["loss"])

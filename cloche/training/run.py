@@ -59,7 +59,8 @@ class Run:
             raise UserError(_("cannot make the folder {path}").format(path=self.path), fault.strerror or "", choose, name="read-only") from None
         self.lock = files.Lock(self.path)
         self.lock.__enter__()
-        files.sweep(self.path)
+        for folder in (self.path, self.path / "checkpoints"):
+            files.sweep(folder)
         if again:
             self._clear()
         if not (self.path / "facts.json").exists():
@@ -116,7 +117,7 @@ class Run:
         if found:
             self.last_saved, folder = found[-1]
             try:
-                files.check_manifest(folder, "cloche checkpoint", thorough=False)
+                files.check_manifest(folder, "cloche checkpoint")
                 numbers = files.read_json(folder / "place.json")
                 state, keep = (files.read_tensors(folder / "state.safetensors")[0], numbers), numbers["events_bytes"]
             except UserError as fault:

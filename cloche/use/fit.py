@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from cloche.data.read.examples import Examples, row_digests
-from cloche.data.store import Store
+from cloche.data.store import ARRAYS, Store
 from cloche.errors import UserError
 from cloche.recipe import change, parse
 from cloche.tasks import Task
@@ -15,7 +16,7 @@ from cloche.use.model import Model
 from cloche.use.train import Options, train_recipe
 from cloche.words import _
 
-BEGINNING = {"format": 1, "data": {"kind": "columns", "source": "arrays", "normalize": False}, "optim": {"kind": "adam"}, "train": {"epochs": 10}}
+BEGINNING = {"format": 1, "data": {"kind": "columns", "source": ARRAYS, "normalize": False}, "optim": {"kind": "adam"}, "train": {"epochs": 10}}
 
 
 def fit(
@@ -38,12 +39,34 @@ def fit(
     Returns: the Model; `cloche report OUT` works by command, evaluate and predict in Python with the module passed again.
     Raises: UserError for arrays that do not fit each other.
     """
+    wrong = [k for k in sets or {} if not k.startswith(("optim.", "train.")) and k not in ("data.validation", "data.test", "data.fold")]
+    if wrong:
+        raise UserError(_("cloche.fit takes keys of [optim] and [train]"), ", ".join(wrong), _("the net and the task are the objects that you pass"))
+    if not any(p.requires_grad for p in module.parameters()):
+        raise UserError(_("your module {name} has no weights to train").format(name=type(module).__name__))
     fields = {k: np.ascontiguousarray(v) for k, v in (x if isinstance(x, dict) else {"columns": np.asarray(x, np.float32)}).items()}
     examples = _examples(fields, y)
+    own = {"kind": "own", "name": type(task).__name__} if task else _task_for(module, fields, examples)
     raw = change(BEGINNING, sets or {})
-    own = {"kind": "own", "name": type(task).__name__} if task else {"kind": "classify" if examples.labels else "regress"}
     recipe = parse({**raw, "net": {"kind": "module", "name": type(module).__name__}, "task": own})
     return train_recipe(recipe, Path(out), Options(out=out, again=again, quiet=True), Store(examples), module, task)
+
+
+def _task_for(module: nn.Module, fields: dict[str, np.ndarray], examples: Examples) -> dict[str, str]:
+    """Classify or regress, and with which loss: by y, and by how many numbers the module gives for a row."""
+    where = next(module.parameters()).device
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        try:
+            given = module(torch.from_numpy(fields["columns"][:2]).to(where))
+        except (RuntimeError, TypeError) as fault:
+            raise UserError(_("your module does not take these arrays"), str(fault), _("x is given as (B, …) float32: {shape}").format(shape=fields["columns"].shape)) from None
+    columns = given[:2].reshape(min(2, len(examples)), -1).shape[1]
+    many, multi = len(examples.labels) or examples.label.shape[1], examples.label.ndim == 2
+    if columns != many and not (columns == 1 and many == 2 and not multi):
+        raise UserError(
+            _("your module gives {n} numbers a row, y needs {k}").format(n=columns, k=many), "", _("change the module's last layer")
+        )
+    return {"kind": "classify", "loss": "bce" if multi or columns == 1 else "cross_entropy"} if examples.labels else {"kind": "regress"}
 
 
 def _examples(fields: dict[str, np.ndarray], y: np.ndarray | None) -> Examples:
@@ -51,15 +74,27 @@ def _examples(fields: dict[str, np.ndarray], y: np.ndarray | None) -> Examples:
     n = {k: len(a) for k, a in fields.items()} | ({} if y is None else {"y": len(y)})
     if len(set(n.values())) != 1:
         raise UserError(_("the arrays differ in length"), ", ".join(f"{k}: {v}" for k, v in n.items()), _("every array needs one row an example"))
-    y = np.zeros((next(iter(n.values())), 1), np.float32) if y is None else np.asarray(y)
-    if np.issubdtype(y.dtype, np.integer) and y.ndim == 1:
-        label, labels = y.astype(np.int64), [str(k) for k in range(int(y.max()) + 1)]
-    else:
-        label = y.astype(np.float32).reshape(len(y), -1)
-        labels = [str(k) for k in range(label.shape[1])] if np.issubdtype(y.dtype, np.integer) or y.dtype == bool else []
+    if not next(iter(n.values())):
+        raise UserError(_("the arrays are empty"), "", _("give at least a few rows"))
+    label, labels = _labels(np.zeros((next(iter(n.values())), 1), np.float32) if y is None else np.asarray(y))
     if not np.isfinite(label).all():
         raise UserError(_("y has values that are not finite"), _("first at row {n}").format(n=int(np.argwhere(~np.isfinite(label))[0][0])), _("leave those rows out"))
     digest = row_digests(next(iter(fields.values())))
     return Examples("columns", fields, label, labels, digest, np.zeros(len(label), np.uint8), [f"row {i}" for i in range(len(label))])
 
 
+def _labels(y: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """(n,) words, yes or no, or integers → classes; (n, K) integers → labels at once; floats → numbers."""
+    if y.dtype.kind in "USO" or (y.dtype == bool and y.ndim == 1):
+        names, label = np.unique(y.astype(str), return_inverse=True)
+        return label.reshape(-1).astype(np.int64), [str(name) for name in names]
+    if y.dtype.kind not in "iufb":
+        raise UserError(_("y is neither numbers nor words"), str(y.dtype), _("classes as integers or words, numbers as floats"))
+    if y.dtype.kind in "iu" and y.ndim == 1:
+        if y.min() < 0:
+            raise UserError(_("y has a negative class"), str(y.min()), _("classes are 0, 1, 2, …"))
+        return y.astype(np.int64), [str(k) for k in range(int(y.max()) + 1)]
+    wide = y.reshape(len(y), -1).astype(np.float32)
+    if y.dtype.kind in "iub" and not np.isin(y, (0, 1)).all():
+        raise UserError(_("y with several columns of integers holds labels, each 0 or 1"), str(np.setdiff1d(y, (0, 1))[:3].tolist()), _("give floats for numbers"))
+    return wide, [str(k) for k in range(wide.shape[1])] if y.dtype.kind in "iub" else []

@@ -133,7 +133,9 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
     except RuntimeError as fault:
         raise UserError(_("the weights in {path} do not fit this net").format(path=path), str(fault).splitlines()[-1].strip(), _("give the module that was trained"), code=FAILED) from None
     where = device_of(device)
-    net = net.to(where).eval().requires_grad_(False)
+    net = net.to(where).eval()
+    if module is None:  # a person's own stays trainable
+        net.requires_grad_(False)
     precision_of(recipe).apply({"net": net})
     return Model(path, recipe, facts, files.read_json(path / "results.json"), prepare, task, net, where)
 

@@ -208,8 +208,9 @@ def _confusion(matrix: list[list[int]], labels: list[str]) -> str:
     for t, row in enumerate(matrix):
         body += f"<tr><th>{escape(labels[t])}</th>"
         for p, n in enumerate(row):
-            shade = f'class="{"right" if t == p else "wrong"}" style="--s:{(n / sum(row)) ** 0.6:.2f}"' if n else ""
-            body += f'<td {shade} title="{escape(f"{labels[t]} → {labels[p]}: {n}")}">{number(n) if n and k <= 20 else ""}</td>'
+            shade = f' class="{"right" if t == p else "wrong"}" style="--s:{(n / sum(row)) ** 0.6:.2f}"' if n else ""
+            body += f'<td{shade} title="{escape(f"{labels[t]} → {labels[p]}: {n}")}">{number(n) if n and k <= 20 else ""}</td>'
+        body += "</tr>"
     kind = ("many " if k > 20 else "") + ("short" if max(map(len, labels)) <= 3 else "")
     return f'<div class="scroll"><table class="confusion {kind}"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -219,7 +220,7 @@ def _wrong(wrong: list[dict[str, Any]], labels: list[str]) -> str:
     name = lambda v: labels[int(v)] if labels else short(v)  # noqa: E731
     if not any(w["image"] for w in wrong):
         return _table([_("example"), _("true"), _("answered")], [[w["name"], name(w["true"]), name(w["predicted"])] for w in wrong[:12]])
-    tiles, said = "", _("true {true}, answered\u00a0{answer}\u00a0({share})")
+    tiles, said = "", _("true {true}, answered\u00a0{answer} ({share})")
     for w in wrong:
         text = said.format(true=name(w["true"]), answer=name(w["predicted"]), share=percent(w["probability"], 0))
         image = f'<img alt="{escape(w["name"])}" title="{escape(w["name"])}" src="data:image/png;base64,{escape(w["image"])}">'

@@ -77,7 +77,7 @@ def train_recipe(recipe: Recipe, path: Path, options: Options, store: Store | No
                 tell(story.finished(path))
             else:
                 if found is not None:  # what was measured when the run began is read, not measured again
-                    recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout")})
+                    recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout") if getattr(recipe.train, k) == "auto"})
                 tell(story.opening(path.name, recipe, opened, net, task))
                 train_job(recipe, opened, task, net, run, facts, first, options.quiet)
         finally:
@@ -97,8 +97,9 @@ def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, fact
         facts = {**facts, "tried": tried}
         run.begin(recipe.toml(), facts, opened.prepare.model_dump(mode="json"))
         job.precision = precision_of(recipe)
-    else:
-        facts = read_json(run.path / "facts.json")
+    else:  # what --allow-change let pass is written down too
+        facts = {**facts, "tried": read_json(run.path / "facts.json").get("tried", {})}
+        run.begin(recipe.toml(), facts, opened.prepare.model_dump(mode="json"))
     tell(story.machine(recipe, facts))
     progress = Progress(job.epochs, nouns(opened.store.kind), quiet)
     place, clock = loop(job, run, progress)
