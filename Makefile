@@ -56,9 +56,7 @@ bench-primer: $(VENV)/.dev  ## the primer's job: cloche beside the script
 	$(BIN)/python benchmarks/primer.py --data $(DATA)/mnist
 
 words: $(VENV)/.dev  ## extract the messages, update and compile the catalogues
-	$(BIN)/pybabel -q extract -k _ -k _n:1,2 -c Translators: --no-location --omit-header -o lang/cloche.pot cloche
-	for po in lang/??.po; do $(BIN)/pybabel -q update --no-fuzzy-matching --omit-header -i lang/cloche.pot -l $$(basename $$po .po) -o $$po; done
-	$(BIN)/python lang/compile.py
+	$(BIN)/python lang/words.py
 
 clean:  ## what was made here, runs left alone
 	rm -rf $(VENV) .bench build dist *.egg-info .pytest_cache .ruff_cache

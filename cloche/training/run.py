@@ -59,7 +59,7 @@ class Run:
             raise UserError(_("cannot make the folder {path}").format(path=self.path), fault.strerror or "", choose, name="read-only") from None
         self.lock = files.Lock(self.path)
         self.lock.__enter__()
-        for folder in (self.path, self.path / "checkpoints"):
+        for folder in filter(Path.is_dir, (self.path, self.path / "checkpoints")):
             files.sweep(folder)
         if again:
             self._clear()

@@ -29,7 +29,6 @@ from cloche.training.run import Run
 from cloche.training.speed import flops_of, limit_of, threads_for
 from cloche.use import story
 from cloche.use.model import Model, judged, load
-from cloche.use.report import extras, write_report
 from cloche.words import _
 
 
@@ -103,6 +102,8 @@ def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, fact
     tell(story.machine(recipe, facts))
     progress = Progress(job.epochs, nouns(opened.store.kind), quiet)
     place, clock = loop(job, run, progress)
+    from cloche.use.report import extras, write_report  # matplotlib takes 0.6 s to load: not before the first step
+
     part = opened.judged
     sums, rows = evaluate(job.nets, task, opened.part(part), job.precision, recipe.train.test_batch)
     results = judged(task, sums, rows, opened, part, {"label": common_label(opened)})
