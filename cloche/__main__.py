@@ -6,6 +6,7 @@ from cloche import start
 
 
 def main() -> None:
+    start.calm_threads()
     start.tune_allocator()
     from cloche.cli import run
 

@@ -104,11 +104,13 @@ def facts_of(recipe: Recipe, data: Data, parameters: int = 0) -> dict[str, Any]:
 
 def task_of(recipe: Recipe, facts: dict[str, Any]) -> tuple[Recipe, Task]:
     """The recipe with the task's "auto" resolved, and the task."""
+    if recipe.task.kind == "own":
+        raise RecipeError([Fault('task.kind = "own"', _("is for cloche.fit in Python"), '"classify"', ("task.kind", "classify"))])
     recipe = recipe.model_copy(update={"task": recipe.task.resolve(facts["outputs"], facts["multi"])})
     if recipe.task.kind == "classify" and not facts["labels"]:
-        raise RecipeError([Fault('task.kind = "classify"', _("the labels of this data are numbers"), '"regress"', ("task.kind", '"regress"'))])
+        raise RecipeError([Fault('task.kind = "classify"', _("the labels of this data are numbers"), '"regress"', ("task.kind", "regress"))])
     if recipe.task.kind == "regress" and facts["labels"]:
-        raise RecipeError([Fault('task.kind = "regress"', _("the labels of this data are classes"), '"classify"', ("task.kind", '"classify"'))])
+        raise RecipeError([Fault('task.kind = "regress"', _("the labels of this data are classes"), '"classify"', ("task.kind", "classify"))])
     if facts["labels"] and len(facts["labels"]) < 2:
         raise UserError(_("only one class: {name}").format(name=facts["labels"][0]), "", _("a classifier needs at least two"))
     return recipe, recipe.task.build(tuple(facts["labels"]), facts["outputs"], facts["multi"])
@@ -126,8 +128,8 @@ def net_of(recipe: Recipe, inputs: Port, task: Task) -> nn.Module:
     torch.manual_seed(rng.integer("weights", recipe.train.seed))
     try:
         return recipe.net.build(inputs, task.outputs)
-    except ValueError as fault:
-        raise RecipeError([Fault("net", str(fault))]) from None
+    except (ValueError, RuntimeError) as fault:  # RuntimeError: a net larger than the memory
+        raise RecipeError([Fault("net", str(fault).rpartition("Allocator: ")[2])]) from None
     finally:
         torch.set_rng_state(outside)
 

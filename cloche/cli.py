@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any
 
-from cloche import __version__
+from cloche import __version__, start
 from cloche.errors import DONE, FAILED, INTERRUPTED, UserError
 from cloche.words import _
 
@@ -138,7 +138,7 @@ def _train(args: argparse.Namespace) -> tuple[Any, str]:
     from cloche.use import story
     from cloche.use.train import Options, many, train
 
-    options = Options(out=args.out, again=args.again, allow_change=tuple(args.allow_change))
+    options = Options(t0=start.T0, out=args.out, again=args.again, allow_change=tuple(args.allow_change))
     if args.folds or args.seeds:
         found = many(args.recipe, args.data, _sets(args), options, args.folds, args.seeds)
         return found, story.summary_text(found)

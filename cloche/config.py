@@ -6,6 +6,7 @@ An unknown key is never ignored: it is an error that names the key one probably 
 from collections.abc import Iterable
 from dataclasses import dataclass
 import difflib
+import shlex
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,6 +29,9 @@ ALIASES = {
     }.items()
     for alias in aliases.split()
 }  # fmt: skip
+
+
+PLACES = {"data": "data", "net": "nets", "task": "tasks", "optim": "optim", "train": "train"}  # table → where `cloche list` shows its keys
 
 
 class Frozen(BaseModel):
@@ -59,17 +63,29 @@ class Fault:
 
 
 class RecipeError(UserError):
-    """All faults of a recipe, shown together."""
+    """All faults of a recipe, shown together. command: the one that mends them all, where that is known."""
 
-    def __init__(self, faults: Iterable[Fault]) -> None:
+    def __init__(self, faults: Iterable[Fault], command: str = "") -> None:
         self.faults = tuple(faults)
         head = _n("The recipe has one fault; nothing was started.", "The recipe has {n} faults; nothing was started.", len(self.faults))
-        wide = [max(len(part(f)) for f in self.faults) for part in (lambda f: f.key, lambda f: f.wrong)]
-        rows = [f"  {f.key:<{wide[0]}}   {f.wrong:<{wide[1]}}   {'→ ' + f.do if f.do else ''}".rstrip() for f in self.faults]
-        super().__init__(head.format(n=len(self.faults)), "\n".join(rows), name="recipe")
+        cells = [(f.key, f.wrong, *f"{'→ ' if f.do else ''}{f.do}".partition("   ")[::2]) for f in self.faults]
+        wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        rows = ["   ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip() for row in cells]
+        super().__init__(head.format(n=len(self.faults)), "\n  ".join(rows), command and _("Try:  {command}").format(command=command), name="recipe")
+
+    def retold(self, words: list[str]) -> "RecipeError":
+        """The faults in the order in which they were typed, and the command that mends them all, where every one can be mended by --set."""
+        keys = [f.key.split(" = ")[0] for f in self.faults]
+        typed = {w.partition("=")[0].strip(): n for n, w in enumerate(words) if words[n - 1] == "--set"}
+        can = all(f.mend[1] and (key in typed or key == f.mend[0]) for f, key in zip(self.faults, keys, strict=True))
+        mended = dict(enumerate(words))
+        for f, key in zip(self.faults, keys, strict=True):
+            mended[typed.get(key, f"set {key}")] = f"{'' if key in typed else '--set '}{'='.join(f.mend)}"
+        command = "cloche " + " ".join(w if w.startswith("--set ") else shlex.quote(w) for w in mended.values())
+        return RecipeError([f for _key, f in sorted(zip(keys, self.faults, strict=True), key=lambda kf: typed.get(kf[0], len(words)))], can * command)
 
     def __str__(self) -> str:
-        return f"{self.what}\n{self.found}"
+        return "\n".join(line for line in (self.what, f"  {self.found}", self.do) if line)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -88,35 +104,37 @@ def keys_of(config: type[BaseModel], prefix: str) -> dict[str, Any]:
     return out
 
 
-def unknown(key: str, value: Any, known: dict[str, Any], now: Any = None) -> Fault:
-    """The fault of a key that does not exist: its alias, else the nearest name, else how to see them all."""
+def unknown(key: str, value: Any, known: dict[str, Any], raw: dict[str, Any]) -> Fault:
+    """The fault of a key that does not exist: the nearest name in its table, else its alias, else how to see them all. raw: the tables."""
     table, _dot, last = key.rpartition(".")
-    here = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == table}
-    target = here.get(nearest(last, here)) or ALIASES.get(last.lower()) or nearest(key, known)
+    here = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == table or not table}
+    target = here.get(nearest(last, here)) or ALIASES.get(last.lower())
     if not target:
-        return Fault(key, _("no such key"), _("see the keys: cloche list {table}").format(table=table or "recipe"))
-    field, told = known.get(target), target
+        return Fault(key, _("no such key"), _("see the keys: cloche list {table}").format(table=PLACES.get(table.split(".")[0], "--help")))
+    field, told, (home, _dot, name) = known.get(target), target, target.partition(".")
     if field is not None and field.description:
-        told = _("{key}   ({meaning}, now {value})").format(key=target, meaning=field.description, value=show(field.default))
-    return Fault(key, _("no such key"), told, (target, show(value)))
+        now = raw[home].get(name) if isinstance(raw.get(home), dict) else None
+        now = show(now if now is not None else "" if field.is_required() else field.default)
+        told = _("{key}   ({meaning}, now {value})").format(key=target, meaning=field.description, value=now)
+    return Fault(key, _("no such key"), told, (target, value if isinstance(value, str) else show(value)))
 
 
 def wrong_kind(key: str, value: Any, kinds: dict[str, Any], noun: str) -> Fault:
     """The fault of `net.kind = "cn"`: the nearest kind and all others."""
     near = nearest(str(value), kinds)
-    others = ", ".join(k for k in kinds if k != near)
+    others = _("{others}: cloche list {table}").format(others=", ".join(k for k in kinds if k != near), table=PLACES[key.split(".")[0]])
     way = _('"{near}"   (also {others})').format(near=near, others=others) if near else others
     return Fault(f"{key} = {show(value)}", _("no such {noun}").format(noun=noun), way, (key, near))
 
 
-def faults_of(error: ValidationError, table: str, config: type[BaseModel]) -> list[Fault]:
+def faults_of(error: ValidationError, table: str, config: type[BaseModel], raw: dict[str, Any]) -> list[Fault]:
     """pydantic's errors in our words."""
     known, out = keys_of(config, table), []
     for e in error.errors():
-        place = [str(p) for p in e["loc"] if not str(p).startswith("function-")]
+        place = [str(p) for p in e["loc"] if not str(p).startswith(("function-", "constrained-", "literal["))]  # tags of a union
         key, value, kind, more = ".".join([table, *place]), e.get("input"), e["type"], e.get("ctx", {})
         if kind == "extra_forbidden":
-            out.append(unknown(key, value, known))
+            out.append(unknown(key, value, known, raw))
         elif kind == "missing":
             out.append(Fault(key, _("is missing"), _("set it: --set {key}=…").format(key=key)))
         elif kind == "literal_error":
@@ -126,8 +144,10 @@ def faults_of(error: ValidationError, table: str, config: type[BaseModel]) -> li
         elif kind == "value_error":
             out.append(Fault(f"{key} = {show(value)}", str(more["error"])))
         else:
-            out.append(Fault(f"{key} = {show(value)}", _expected(kind, more), _default(known.get(key))))
-    return out
+            way = known[key].description if kind == "string_pattern_mismatch" else _default(known.get(key))
+            out.append(Fault(f"{key} = {show(value)}", _expected(kind, more), way))
+    # a list with a bad entry is "too short" as well, and each member of a union has its say: the innermost first word counts
+    return list({f.key: f for f in reversed(out) if not any(o.key.startswith(f.key.split(" = ")[0] + ".") for o in out)}.values())
 
 
 def choices(field: Any) -> list[str]:
@@ -152,19 +172,20 @@ def show(value: Any) -> str:
 
 
 def _default(field: Any) -> str:
-    if field is None or field.is_required():
+    if field is None or field.is_required() or field.get_default(call_default_factory=True) is None:
         return ""
     return _("for example {value}").format(value=show(field.get_default(call_default_factory=True)))
 
 
 def _expected(kind: str, more: dict[str, Any]) -> str:
     bounds = {
-        "greater_than": lambda: _("must be more than {bound}").format(bound=more["gt"]),
-        "greater_than_equal": lambda: _("must be at least {bound}").format(bound=more["ge"]),
-        "less_than": lambda: _("must be less than {bound}").format(bound=more["lt"]),
-        "less_than_equal": lambda: _("must be at most {bound}").format(bound=more["le"]),
+        "greater_than": lambda: _("must be more than {bound}").format(bound=show(more["gt"])),
+        "greater_than_equal": lambda: _("must be at least {bound}").format(bound=show(more["ge"])),
+        "less_than": lambda: _("must be less than {bound}").format(bound=show(more["lt"])),
+        "less_than_equal": lambda: _("must be at most {bound}").format(bound=show(more["le"])),
         "too_short": lambda: _("needs at least {n} entries").format(n=more["min_length"]),
         "finite_number": lambda: _("must be a finite number"),
+        "string_pattern_mismatch": lambda: _("not allowed here"),
     }
     if kind in bounds:
         return bounds[kind]()

@@ -111,14 +111,17 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
         raw = tomllib.loads((_recipes() / f"{word}.toml").read_text(encoding="utf-8"))
     elif name.endswith(".toml"):
         word, raw = Path(name).stem, _read_toml(Path(name))
-    elif Path(name).exists() or "/" in name or "\\" in name:
+    elif name and (Path(name).exists() or "/" in name or "\\" in name):
+        if all((Path(name) / n).exists() for n in ("recipe.toml", "facts.json")):
+            found = _("to train it anew: cloche train {path}; what it answers: cloche predict {run} INPUT")
+            raise UserError(_("{path} is a run, not data").format(path=name), "", found.format(path=Path(name) / "recipe.toml", run=name))
         kind = kind_of(name)
         word = Path(name).resolve().name or "data"
         raw = tomllib.loads((_recipes() / f"{OWN[kind]}.toml").read_text(encoding="utf-8"))
         raw.pop("expect", None)
         raw["data"] = {**raw["data"], "source": name}
     else:
-        near = nearest(name, shipped())
+        near = nearest(name, [*shipped(), *(p.name for p in Path().iterdir())])
         raise UserError(
             _('there is no recipe "{name}"').format(name=name),
             _('the nearest is "{near}"').format(near=near) if near else "",
@@ -148,15 +151,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def change(raw: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
     """The tables with dotted keys set; `train.steps` unsets `train.epochs` and the other way round."""
     out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
-    for key, value in sets.items():
+    for key, value in sorted(sets.items(), key=lambda item: item[0] != "net.kind"):  # which clears, whatever the order
         *path, last = key.split(".")
         table = out
         for p in path:
             table[p] = dict(table[p]) if isinstance(table.get(p), dict) else {}
             table = table[p]
         if key in ("train.steps", "train.epochs"):
-            table.pop("epochs", None)
-            table.pop("steps", None)
+            table.pop("epochs" if last == "steps" else "steps", None) if not {"train.steps", "train.epochs"} <= sets.keys() else None
         if key == "net.kind" and table.get("kind") != value:  # the other net has other keys
             table.clear()
         table[last] = value
@@ -170,7 +172,7 @@ def parse_set(text: str) -> tuple[str, Any]:
         raise UserError(_("--set needs key=value"), text, _("for example --set optim.lr=0.01"))
     try:
         return key.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return key.strip(), value
 
 
@@ -179,17 +181,20 @@ def parse(raw: dict[str, Any], name: str = "") -> Recipe:
 
     Raises: RecipeError with every fault; UserError for a format that this version does not read.
     """
-    if raw.get("format") != FORMAT:
-        raise UserError(
-            _("a recipe says format = {n} in its first line").format(n=FORMAT), _("found {value}").format(value=raw.get("format")), _("update cloche if the recipe is newer")
-        )
+    if (found := raw.get("format")) != FORMAT:
+        newer = _("Update cloche.") if type(found) is int and found > FORMAT else _("write format = {n} into its first line").format(n=FORMAT)
+        raise UserError(_("the recipe {name} is of another format").format(name=name), _("format = {n} expected, {found} found").format(n=FORMAT, found=show(found)), newer)
     faults, built = [], {}
     known = {k: f for t, (kinds, _noun, _kind) in TABLES.items() for c in kinds.values() for k, f in keys_of(c, t).items()}
     known |= {k: f for t, c in SINGLE.items() for k, f in keys_of(c, t).items()}
     for table in raw.keys() - {"format", *TABLES, *SINGLE}:
-        target = ALIASES.get(table.lower(), "")
-        near = target or nearest(table, [*TABLES, *SINGLE])
-        faults.append(Fault(table, _("no such table"), near or ", ".join([*TABLES, *SINGLE]), (target, show(raw[table])) if target else ("", "")))
+        near = nearest(table, [*TABLES, *SINGLE]) or ALIASES.get(table.lower(), "").split(".")[0]
+        if not isinstance(raw[table], dict):
+            faults.append(unknown(table, raw[table], known, raw))
+        elif near:
+            faults += [Fault(f"{table}.{k}", _("no such table"), f"{near}.{k}", (f"{near}.{k}", str(v))) for k, v in raw[table].items()]
+        else:
+            faults.append(Fault(table, _("no such table"), ", ".join([*TABLES, *SINGLE])))
     for table, (kinds, noun, default) in TABLES.items():
         given = raw.get(table, {})
         if not isinstance(given, dict):
@@ -198,15 +203,16 @@ def parse(raw: dict[str, Any], name: str = "") -> Recipe:
         kind = given.get("kind") or (_data_kind(given) if table == "data" else default)
         if kind not in kinds:
             faults.append(wrong_kind(f"{table}.kind", kind, {k: c for k, c in kinds.items() if k not in ("module", "own")}, noun))
-            faults += [unknown(f"{table}.{k}", v, known) for k, v in given.items() if f"{table}.{k}" not in known]
+            faults += [unknown(f"{table}.{k}", v, known, raw) for k, v in given.items() if f"{table}.{k}" not in known]
             continue
-        built[table] = _table(table, kinds[kind], {**given, "kind": kind}, faults)
+        built[table] = _table(table, kinds[kind], {**raw, table: {**given, "kind": kind}}, faults)
     for table, config in SINGLE.items():
         if table in raw or table == "train":
-            built[table] = _table(table, config, raw.get(table, {}), faults)
+            built[table] = _table(table, config, raw, faults)
     train = built.get("train")
     if isinstance(train, TrainConfig) and (train.epochs is None) == (train.steps is None):
-        faults.append(Fault("train", _("set train.epochs or train.steps, exactly one"), "train.epochs = 10"))
+        found = " and ".join(f"{k} = {show(v)}" for k in ("epochs", "steps") if (v := getattr(train, k)) is not None)
+        faults.append(Fault(f"train: {found}".rstrip(": "), _("set train.epochs or train.steps, exactly one"), "train.epochs = 10"))
     if faults:
         raise RecipeError(sorted(faults, key=lambda f: f.key))
     return Recipe(format=FORMAT, **built)
@@ -214,14 +220,14 @@ def parse(raw: dict[str, Any], name: str = "") -> Recipe:
 
 def _data_kind(given: dict[str, Any]) -> str:
     source = given.get("source")
-    return kind_of(source) if isinstance(source, str) and source else "pictures"
+    return kind_of(source) if isinstance(source, str) else "pictures"
 
 
-def _table(table: str, config: type[Frozen], given: Any, faults: list[Fault]) -> Frozen | None:
+def _table(table: str, config: type[Frozen], raw: dict[str, Any], faults: list[Fault]) -> Frozen | None:
     try:
-        return config.model_validate(given)
+        return config.model_validate(raw.get(table, {}))
     except ValidationError as error:
-        faults += faults_of(error, table, config)
+        faults += faults_of(error, table, config, raw)
         return None
 
 

@@ -71,11 +71,11 @@ def kind_of(source: str) -> str:
     if source in BUILTIN:
         return BUILTIN[source][0]
     path = Path(source)
-    if not path.exists():
+    if not source or not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = nearest(source, BUILTIN) or nearest(path.name, beside)
         raise UserError(
-            _("there is no data at {path}").format(path=source),
+            _("there is no data at {path}").format(path=source or '""'),
             _('the nearest name is "{near}"').format(near=near) if near else _("neither a path nor one of the sets that need no download: {names}").format(names=", ".join(BUILTIN)),
             _("give the path of your data with --data PATH"),
         )

@@ -335,7 +335,7 @@ class Clock:
         self.steps_s: list[float] = []
         self.waiting_s = self.validation_s = self.saving_s = 0.0
         self.rows = 0
-        self._t0 = self._saved = time.perf_counter()
+        self._t0 = self._saved = self.begun = time.perf_counter()
         self._last_save_s = 0.25  # a first guess; then what the last one took
         self.first_step_at = 0.0
 
@@ -367,7 +367,7 @@ class Clock:
 
     def save(self, run: Run, state: State, place: Place) -> None:
         t0 = time.perf_counter()
-        run.save(place.step, state.tensors(), {"place": {"step": place.step, "epoch": place.epoch, "index": place.index}, **state.numbers()})
+        run.save(place.step, state.tensors(), {"place": {"step": place.step, "epoch": place.epoch, "index": place.index}, "seconds": run.spent_s + t0 - self.begun, **state.numbers()})
         self._saved = time.perf_counter()
         self._last_save_s = self._saved - t0
         self.saving_s += self._last_save_s

@@ -35,6 +35,7 @@ class Run:
         self.mute = False  # the log cannot be written, and that was said
         self.last_saved = -1  # the step of the newest checkpoint
         self.best_step = 0
+        self.spent_s = 0.0  # by the processes before this one
         self.looping = False  # while it is true, a signal only sets `stop`
         self.stop = ""  # the name of the signal: the loop saves and ends
 
@@ -117,9 +118,11 @@ class Run:
         if found:
             self.last_saved, folder = found[-1]
             try:
-                files.check_manifest(folder, "cloche checkpoint")
+                files.check_manifest(folder, "cloche checkpoint", thorough=False)
                 numbers = files.read_json(folder / "place.json")
-                state, keep = (files.read_tensors(folder / "state.safetensors")[0], numbers), numbers["events_bytes"]
+                self.spent_s = numbers["seconds"]
+                state, keep = (files.read_tensors(folder / "state.safetensors")[0], numbers), numbers["events_bytes"]  # names the tensor
+                files.check_manifest(folder, "cloche checkpoint")
             except UserError as fault:
                 do = _("start anew with --again")
                 if len(found) > 1:

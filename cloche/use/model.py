@@ -16,6 +16,7 @@ from cloche.config import nearest
 from cloche.data.chunk import Chunk
 from cloche.data.prepare import PREPARES
 from cloche.data.read.examples import TEST
+from cloche.data.store import kind_of
 from cloche.errors import FAILED, UserError
 from cloche.recipe import Recipe, parse, shipped
 from cloche.tasks import Task
@@ -60,6 +61,8 @@ class Model:
 
     def data(self, source: str | None = None) -> Data:
         """The run's own data, or another source with this run's preparation and labels: all of it becomes the test part."""
+        if source is not None and (kind := kind_of(source)) != self.facts["kind"]:
+            raise UserError(_("{path} is of another kind than this run's data").format(path=source), _("{wanted} expected, {found} found").format(wanted=self.facts["kind"], found=kind), _("give data of that kind, or train on this"))
         config = self.recipe.data.model_copy(update={"source": source or self.facts["source"]})
         data = open_data(self.recipe.model_copy(update={"data": config}), self.device, prepare=self.prepare)
         if source is None and data.store.fingerprint != self.facts["fingerprint"]:
@@ -143,7 +146,7 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
 def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
     """The recipe, facts and preparation of a finished run, each file checked against the manifest."""
     if not path.is_dir():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         near = nearest(path.name, beside)
         do = _("train it first: cloche train {name}").format(name=path) if str(path) in shipped() else _("runs are in runs/; train one with cloche train RECIPE")
         raise UserError(_("there is no run folder {path}").format(path=path), _('the nearest name is "{near}"').format(near=near) if near else "", do)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloche import start
 from cloche.build import Data, device_of, facts_of, job_of, net_of, nouns, open_data, parameters_of, precision_of, task_of
 from cloche.config import Frozen
 from cloche.data.chunk import Chunk
@@ -39,6 +38,7 @@ class Options(Frozen):
     again: bool = False
     allow_change: tuple[str, ...] = ()
     quiet: bool = False
+    t0: float = 0.0  # the perf_counter reading from which seconds are counted; else the call
 
 
 def train(recipe: str, data: str | None = None, sets: dict[str, Any] | None = None, options: Options | None = None) -> Model:
@@ -59,7 +59,7 @@ def train(recipe: str, data: str | None = None, sets: dict[str, Any] | None = No
 def train_recipe(recipe: Recipe, path: Path, options: Options, store: Store | None = None, module: nn.Module | None = None, task: Task | None = None) -> Model:
     """One run. store, module, task: a person's own, from `cloche.fit`."""
     tell: Callable[[str], None] = (lambda text: None) if options.quiet else say
-    device, run = device_of(recipe.train.device), Run(path)
+    device, run, t0 = device_of(recipe.train.device), Run(path), options.t0 or time.perf_counter()
     with signals(run):
         opened = open_data(recipe, device, tell, store=store)
         facts = facts_of(recipe, opened)
@@ -78,7 +78,7 @@ def train_recipe(recipe: Recipe, path: Path, options: Options, store: Store | No
                 if found is not None:  # what was measured when the run began is read, not measured again
                     recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout") if getattr(recipe.train, k) == "auto"})
                 tell(story.opening(path.name, recipe, opened, net, task))
-                train_job(recipe, opened, task, net, run, facts, first, options.quiet)
+                train_job(recipe, opened, task, net, run, facts, first, options.model_copy(update={"t0": t0}))
         finally:
             run.close()
             torch.set_num_threads(threads)
@@ -87,9 +87,9 @@ def train_recipe(recipe: Recipe, path: Path, options: Options, store: Store | No
     return model
 
 
-def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, facts: dict[str, Any], first: Chunk, quiet: bool) -> None:
+def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, facts: dict[str, Any], first: Chunk, options: Options) -> None:
     """The trial where the run is new, the loop, the one look at the test part, the finished folder with its report."""
-    tell: Callable[[str], None] = (lambda text: None) if quiet else say
+    tell: Callable[[str], None] = (lambda text: None) if options.quiet else say
     job = job_of(recipe, opened, task, net)
     if not (run.path / "facts.json").exists():
         recipe, tried = choose_precision(recipe, job, first)
@@ -100,7 +100,7 @@ def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, fact
         facts = {**facts, "tried": read_json(run.path / "facts.json").get("tried", {})}
         run.begin(recipe.toml(), facts, opened.prepare.model_dump(mode="json"))
     tell(story.machine(recipe, facts))
-    progress = Progress(job.epochs, nouns(opened.store.kind), quiet)
+    progress = Progress(job.epochs, nouns(opened.store.kind), options.quiet)
     place, clock = loop(job, run, progress)
     from cloche.use.report import extras, write_report  # matplotlib takes 0.6 s to load: not before the first step
 
@@ -113,8 +113,8 @@ def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, fact
         "seed": recipe.train.seed,
         "steps": place.step,
         "best_step": run.best_step,
-        "seconds": round(time.perf_counter() - start.T0, 2),
-        "speed": speed(job, clock, facts["flops"]),
+        "seconds": round(run.spent_s + time.perf_counter() - options.t0, 2),
+        "speed": speed(job, clock, facts["flops"], options.t0),
         "baseline_of": {"label": common_label(opened)},
     }
     results["extras"] = extras(opened, net, task, job.precision, results)
@@ -145,7 +145,7 @@ def common_label(opened: Data) -> list[Any]:
     return [label.mean(0).tolist()]
 
 
-def speed(job: Job, clock: Clock, flops: float) -> dict[str, float]:
+def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
     """Examples/s from the median step (the first ten build kernels and are left out), and what share of the machine that is."""
     steady = clock.steps_s[10:60] if len(clock.steps_s) > 20 else clock.steps_s[1:] or clock.steps_s
     if not steady:
@@ -159,7 +159,7 @@ def speed(job: Job, clock: Clock, flops: float) -> dict[str, float]:
         "limit_flops_per_s": limit,
         "share_of_limit": flops * rate / limit,
         "waiting_frac": clock.waiting_s / total,
-        "cold_s": round(clock.first_step_at - start.T0, 3),
+        "cold_s": round(clock.first_step_at - t0, 3),
         "training_s": round(total, 3),
         "saving_s": round(clock.saving_s, 3),
     }
@@ -201,7 +201,7 @@ def many(recipe: str, data: str | None, sets: dict[str, Any], options: Options, 
         path = parent / (f"fold-{k}" if folds else f"seed-{k}")
         parsed = parse(change(raw, mine), name)
         results.append(train_recipe(parsed, path, options).results)
-        start.T0 = time.perf_counter()
+        options = options.model_copy(update={"t0": 0.0})
     if len(results) < 2:
         raise UserError(_("--folds and --seeds need at least 2"), str(folds or seeds), _("for example --folds 5"))
     return story.summary(parent, results, "fold" if folds else "seed")

@@ -5,8 +5,8 @@ from typing import Any
 
 from cloche.errors import UserError
 from cloche.recipe import shipped
-from cloche.use.explain.layers import explain_layers
-from cloche.use.explain.step import Found, explain_step
+from cloche.use.explain.layers import Found, explain_layers
+from cloche.use.explain.step import explain_step
 from cloche.use.model import load
 from cloche.words import _
 
@@ -24,15 +24,16 @@ def explain(
     what = str(what)
     if what in shipped() or not (Path(what) / "facts.json").exists():
         if any(v is not None for v in (given, label, at, out)):
-            do = _("cloche train {what}, then cloche explain runs/{name} INPUT")
-            do = do.format(what=what, name=Path(what).name.removesuffix(".toml").removeprefix("recipe:"))
+            name = Path(what).name.removesuffix(".toml").removeprefix("recipe:")
+            do = _("cloche train {what}, then cloche explain runs/{name} INPUT").format(what=what, name=name)
             raise UserError(_("{what} is no run: INPUT, --label, --at and --out need trained weights").format(what=what), "", do)
         return explain_layers(what, data, sets)
     if data is not None or sets:
         raise UserError(_("{what} is a finished run: --data and --set belong to a recipe").format(what=what), "", _("leave them out"))
     model = load(what)
+    step, text = explain_step(model, given, label, at, out)
     if given is not None:
-        return explain_step(model, given, label, at, out)
-    (layers, table), (step, text) = explain_layers(model), explain_step(model, None, label, at, out)
+        return step, text
+    layers, table = explain_layers(model)
     rows = [{**a, **b} for a, b in zip(layers["layers"], step["layers"], strict=False)]
     return {**layers, **step, "layers": rows}, f"{table}\n\n{text}"

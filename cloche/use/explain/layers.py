@@ -22,6 +22,7 @@ from cloche.words import _, _n, number, percent, size
 
 SAID = {"stride": (1, _("stride {n}")), "padding": (0, _("pad {n}")), "dilation": (1, _("dilation {n}")), "groups": (1, _("groups {n}"))}
 PASSED = (nn.Flatten, nn.Unflatten, nn.Identity)
+Found = tuple[dict[str, Any], str]  # what --json prints, and the text
 
 
 @dataclass
@@ -77,9 +78,8 @@ def layers_of(net: nn.Module, calls: list[Layer]) -> list[Layer]:
             c.kind = kind if kind in ("conv", "pool", "dense") else type(c.module).__name__
             c.name, c.does, c.parameters, c.output, ahead = names[c.module], ahead + does, own, c.raw, []
             rows.append(c)
-    for row in rows[-1:]:  # a dropout with no layer behind it
-        row.does = row.does + ahead
-    if left and rows:
+    rows[-1].does += ahead  # a dropout with no layer behind it
+    if left:
         nothing = rows[-1].raw[:, :0]
         rows.append(Layer(net, nothing, nothing, 0, _("other"), "other", [_("not called by itself")], list(left.values()), nothing))
     return rows
@@ -140,33 +140,31 @@ def ledger(net: nn.Module, inputs: Port) -> list[dict[str, Any]]:
     return out
 
 
-def explain_layers(what: str | Model, data: str | None = None, sets: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
+def explain_layers(what: str | Model, data: str | None = None, sets: dict[str, Any] | None = None) -> Found:
     """The layers of a recipe or a loaded run: what --json prints, and the table with what follows from it."""
+    first = ""
     if isinstance(what, Model):
-        net, port, run, first = what.net, what.prepare.port, what.path, ""
+        net, port, run = what.net, what.prepare.port, what.path
     else:
         name, raw = find(what, data)
         recipe = parse(change(raw, sets or {}), name)
         opened = open_data(recipe, torch.device("cpu"))
         recipe, task = task_of(recipe, facts_of(recipe, opened))
         net, port, run = net_of(recipe, opened.prepare.port, task), opened.prepare.port, Path("runs") / name
-        first = "" if (run / "manifest.json").exists() else f"cloche train {what}\n       "
-    rows = ledger(net, port)
+        if not (run / "manifest.json").exists():
+            first = f"cloche train {what}\n       "
+    rows, picture = ledger(net, port), port.kind == "image"
     total = {k: sum(r[k] for r in rows) for k in ("params", "flops", "bytes")}
     work, per = ("MFLOP", 1e6) if total["flops"] >= 1e6 else ("kFLOP", 1e3)
     unit, byte = ("kB", 1e3) if total["bytes"] >= 10_000 else ("B", 1)
     amounts = lambda r: [number(r["params"]), number(r["flops"] / per, 1) if r["flops"] else "–", number(r["bytes"] / byte)]  # noqa: E731
-    cells = [[r["name"], r["does"], ", ".join(map(str, r["output"])), *amounts(r), r["sees"]] for r in rows]
+    held = (_("a picture; weights {size}") if picture else _("a row; weights {size}")).format(size=size(4 * total["params"]))
     head = [_("layer"), _("does"), _("output (B, …)"), _("parameters"), work, unit, _("sees")]
-    if port.kind == "image":
-        given, whole = "my.png", _("a picture; weights {size}")
-        after = _("Next:  {command}     one training step on your own picture, in numbers")
-    else:
-        given, whole = f'"{" ".join(["0.5"] * math.prod(port.shape))}"', _("a row; weights {size}")
-        after = _("Next:  {command}     one training step on your own row, in numbers")
-    whole = whole.format(size=size(4 * total["params"]))
-    lines = columns([head, *cells, [_("total"), whole, "", *amounts(total), ""]], 3)
-    lines += [*sentences(rows, total, port), after.format(command=f"{first}cloche explain {run} {given}")]
+    cells = [[r["name"], r["does"], ", ".join(map(str, r["output"])), *amounts(r), r["sees"]] for r in rows]
+    lines = columns([head, *cells, [_("total"), held, "", *amounts(total), ""]], 3) + sentences(rows, total, port)
+    given = "my.png" if picture else f'"{" ".join(["0.5"] * math.prod(port.shape))}"'
+    after = _("Next:  {command}     one training step on an input of your own, in numbers")
+    lines.append(after.format(command=f"{first}cloche explain {run} {given}"))
     found = [{("output_shape" if k == "output" else k): v for k, v in row.items()} for row in rows]
     return {"layers": found, "params": total["params"], "flops": total["flops"]}, "\n".join(lines)
 
@@ -174,25 +172,24 @@ def explain_layers(what: str | Model, data: str | None = None, sets: dict[str, A
 def columns(cells: list[list[str]], left: int) -> list[str]:
     """Rows of text with aligned columns, the first `left` of them to the left, the others to the right."""
     wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = lambda row: [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, wide, strict=True))]  # noqa: E731
-    return ["  ".join(padded(row)).rstrip() for row in cells]
+    return ["  ".join(f"{c:{'<' if i < left else '>'}{wide[i]}}" for i, c in enumerate(row)).rstrip() for row in cells]
 
 
 def sentences(rows: list[dict[str, Any]], total: dict[str, int], port: Port) -> list[str]:
     """Where the parameters are, where the work is, and what a convolution saves by using one kernel at every place."""
-    share = lambda r, k: percent(r[k] / max(total[k], 1), 1 if r[k] > 0.995 * total[k] else 0)  # noqa: E731
-    work = lambda some: {"flops": sum(r["flops"] for r in some)}  # noqa: E731
+    share = lambda part, k: percent(part / max(total[k], 1), 1 if part > 0.995 * total[k] else 0)  # noqa: E731
     most, text = max(rows, key=lambda r: r["params"]), _("{name} holds {held} of the parameters and does {work} of the work")
-    text = text.format(name=most["name"], held=share(most, "params"), work=share(most, "flops"))
-    others = sorted((r for r in rows if r is not most), key=lambda r: -r["flops"])
-    n = next(n for n in range(len(rows)) if work(others[:n])["flops"] >= 0.8 * work(others)["flops"])
-    names = [r["name"] for r in rows if r in others[:n]]
-    if work(others[:n])["flops"] > most["flops"]:
-        said = _("{names} and {last}").format(names=", ".join(names[:-1]), last=names[-1]) if n > 1 else names[0]
-        text += _n(": {names} does {share}", ": {names} do {share}", n).format(names=said, share=share(work(others[:n]), "flops"))
+    text = text.format(name=most["name"], held=share(most["params"], "params"), work=share(most["flops"], "flops"))
+    some, work = [], 0  # the layers that do four fifths of the other work
+    for row in sorted((r for r in rows if r is not most), key=lambda r: -r["flops"]):
+        if work < 0.8 * (total["flops"] - most["flops"]):
+            some, work = [*some, row], work + row["flops"]
+    if work > most["flops"]:
+        names = _(" and ").join(", ".join(r["name"] for r in rows if r in some).rsplit(", ", 1))
+        text += _n(": {names} does {share}", ": {names} do {share}", len(some)).format(names=names, share=share(work, "flops"))
     if rows[0]["kind"] != "conv":
         return [text + "."]
     more = _("{name} uses its {weights} weights at {places} places; fully connected, the same map would need {dense}.")
     places, dense = math.prod(rows[0]["output"][1:]), math.prod(port.shape) * math.prod(rows[0]["output"])
-    weights = number(rows[0]["flops"] // (2 * places))
-    return [text + ".", more.format(name=rows[0]["name"], weights=weights, places=number(places), dense=number(dense))]
+    weights = rows[0]["flops"] // (2 * places)
+    return [text + ".", more.format(name=rows[0]["name"], weights=number(weights), places=number(places), dense=number(dense))]

@@ -21,11 +21,9 @@ from cloche.errors import UserError
 from cloche.files import durable_write
 from cloche.training.objective import gradient_norm
 from cloche.use.draw import png, styled
-from cloche.use.explain.layers import Layer, columns, layers_of, watch
+from cloche.use.explain.layers import Found, Layer, columns, layers_of, watch
 from cloche.use.model import Model, load
 from cloche.words import _, _n, listed, number, percent
-
-Found = tuple[dict[str, Any], str]
 
 
 def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str | None = None, out: str | None = None) -> Found:
@@ -38,25 +36,25 @@ def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str
     """
     model = run if isinstance(run, Model) else load(run)
     name, chunk = example(model, given)
-    net, old, task = copy.deepcopy(model.net).requires_grad_(True), dict(model.net.named_parameters()), model.task
+    net, task, optim = copy.deepcopy(model.net).requires_grad_(True), model.task, model.recipe.optim
+    was = dict(zip(net.parameters(), model.net.parameters(), strict=True))
     with torch.no_grad():
         answer = task.answer({"net": net}, chunk)[0]
     true, why = truth(model, chunk, label, answer)
-    optimizer, calls = model.recipe.optim.build(list(net.parameters())), watch(net)
+    optimizer, calls = optim.build(list(was)), watch(net)
     loss = task.loss({"net": net}, chunk, None)[0]  # forward pass and loss
     rows, logits = [row for row in layers_of(net, calls) if row.output.numel()], calls[-1].raw[0].tolist()
     loss.backward()
-    was = {p: old[key] for key, p in net.named_parameters()}
-    shown = [{"name": r.name, "activation": spread(r.output.detach()), "gradient_norm": norm(p.grad for p in r.parameters)} for r in rows]
-    gradient_norm(list(net.parameters()), model.recipe.optim.clip)
+    layers = [{"name": r.name, "activation": spread(r.output.detach()), "gradient_norm": norm(p.grad for p in r.parameters)} for r in rows]
+    gradient_norm(list(was), optim.clip)
     optimizer.step()
-    for layer, row in zip(shown, rows, strict=True):
+    for layer, row in zip(layers, rows, strict=True):
         moved, size = norm(p - was[p] for p in row.parameters), norm(was[p] for p in row.parameters)
         layer["update_ratio"] = moved / size if size else None
     with torch.no_grad():
-        after = float(task.loss({"net": net}, chunk, None)[0])
+        after = task.loss({"net": net}, chunk, None)[0]
     found = {"input": name, "label": true, "predicted": next(iter(answer.values())), "probabilities": answer.get("probabilities")}
-    found |= {"loss": loss.item(), "loss_after": after, "layers": shown, "pictures": []}
+    found |= {"loss": loss.item(), "loss_after": after.item(), "layers": layers, "pictures": []}
     text = story(model, found, rows, logits, why)
     if at is not None:
         found["at"], more = products(rows, at, was)
@@ -64,7 +62,7 @@ def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str
     if "image" in chunk.data and any(row.kind == "conv" for row in rows):
         seen, folder = model.prepare.pixels_of(chunk.data["image"][0]), Path(out) if out else model.path / "report"
         found["pictures"] = pictures(rows, seen, name, folder)
-        text.append(_("pictures   {paths}").format(paths="\n           ".join(found["pictures"])))
+        text += [_("picture    {path}").format(path=path) for path in found["pictures"]]
     return found, "\n".join([*text, _("Nothing in {run} was changed: the step was made on a copy of its weights.").format(run=model.path)])
 
 
@@ -81,8 +79,7 @@ def norm(tensors: Any) -> float | None:
 def example(model: Model, given: Any) -> tuple[str, Chunk]:
     """The name of the input, and the input as a chunk of one row; with its label where it comes from the run's own data."""
     if given is not None:
-        name = str(given) if isinstance(given, str | Path) else str(given)[:40]  # an array's text is long
-        return name, model.chunk(model.prepare.gather([model.prepare.encode(given)]))
+        return str(given)[: None if isinstance(given, str | Path) else 40], model.chunk(model.prepare.gather([model.prepare.encode(given)]))
     data = model.data()
     part = "validation" if len(data.rows["validation"]) else data.judged
     return data.store.names[data.rows[part][0]], data.part(part).take(np.array([0]))
@@ -90,63 +87,60 @@ def example(model: Model, given: Any) -> tuple[str, Chunk]:
 
 def truth(model: Model, chunk: Chunk, label: Any, answer: dict[str, Any]) -> tuple[Any, str]:
     """The true label in words and whose it is: --label, else the data's own, else the answer; the chunk holds it from now on."""
-    labels, k = list(model.prepare.labels), model.facts["outputs"]
+    labels, k, why = list(model.prepare.labels), model.facts["outputs"], _("given")
     if label is None and "label" in chunk.data:
-        row = chunk.data["label"][0].tolist()
-        return labels[row] if labels else row[0] if k == 1 else row, _("from the data")
-    said, why = next(iter(answer.values())) if label is None else str(label), _("given")
-    why = _("the predicted one: give another with --label") if label is None else why
+        label, why = chunk.data["label"][0].tolist(), _("from the data")
+        label = labels[label] if labels else label
+    elif label is None:
+        label, why = next(iter(answer.values())), _("the predicted one: give another with --label")
     if labels:
-        if said not in labels:
+        if str(label) not in labels:
             do = _("its classes: {names}").format(names=listed(labels, 50))
-            raise UserError(_('this run knows no class "{name}"').format(name=said), "", do)
-        chunk.data["label"] = torch.tensor([labels.index(said)], device=model.device)
-        return said, why
+            raise UserError(_('this run knows no class "{name}"').format(name=label), "", do)
+        chunk.data["label"] = torch.tensor([labels.index(str(label))], device=model.device)
+        return str(label), why
     try:
-        numbers = [float(v) for v in (said if isinstance(said, list) else str(said).split(",")) if math.isfinite(float(v))]
-        chunk.data["label"] = torch.tensor(numbers, device=model.device).reshape(1, k)
-    except (ValueError, RuntimeError):
+        numbers = [float(v) for v in (label if isinstance(label, list) else str(label).split(","))]
+    except ValueError:
+        numbers = []
+    if len(numbers) != k or not all(map(math.isfinite, numbers)):
         what = _n("the true value of this run is a number", "the true value of this run is {n} numbers", k).format(n=k)
-        raise UserError(what, str(label), _("for example --label {example}").format(example=",".join(["0.5"] * k))) from None
+        raise UserError(what, str(label), _("for example --label {example}").format(example=",".join(["0.5"] * k)))
+    chunk.data["label"] = torch.tensor([numbers], device=model.device)
     return numbers if k > 1 else numbers[0], why
 
 
 def brief(v: Any) -> str:
     if not isinstance(v, float):
-        return ", ".join(map(brief, v)) if isinstance(v, list) else str(v)
+        return ", ".join(map(brief, v)) if isinstance(v, list) else "–" if v is None else str(v)
     return number(v, 4) if v == 0 or 1e-3 <= abs(v) < 1e5 else f"{v:.1e}"
 
 
 def story(model: Model, found: dict[str, Any], rows: list[Layer], logits: list[float], why: str) -> list[str]:
     """The step as lines of text."""
     optim, chances, loss, after = model.recipe.optim, found["probabilities"], found["loss"], found["loss_after"]
-    answer, label = brief(found["predicted"]), brief(found["label"])
-    forward = [["  " + _("layer"), _("output (B, …)"), _("min"), _("mean"), _("max"), _("zeros")]]
-    update = [["  " + _("layer"), _("parameters"), _("|gradient|"), "|Δw| / |w|"]]
-    for row, f in zip(rows, found["layers"], strict=True):
-        *sizes, zeros = f["activation"].values()
-        forward.append(["  " + row.name, ", ".join(map(str, row.output.shape[1:])), *map(brief, sizes), percent(zeros, 0)])
-        if row.parameters:
-            held = number(sum(p.numel() for p in row.parameters))
-            update.append(["  " + row.name, held, brief(f["gradient_norm"]), brief(f["update_ratio"] or 0.0)])
-    said, classes = _("the mean squared distance of {answer} from {label}").format(answer=answer, label=label), []
+    answer, label, classes = brief(found["predicted"]), brief(found["label"]), []
+    said = _("the mean squared distance of {answer} from {label}").format(answer=answer, label=label)
     if chances:
         z = dict(zip(model.prepare.labels, [0.0] * (len(chances) - len(logits)) + logits, strict=True))  # one logit for two: the first is 0
-        most = list(chances)[:8]
-        classes = [["  " + _("class"), *(k[:12] for k in most)], ["  " + _("logit"), *(brief(z[k]) for k in most)]]
-        classes.append(["  " + _("probability"), *(percent(chances[k]) for k in most)])
+        head = [_("class"), _("logit"), _("probability")]
+        classes = columns([head, *([k, brief(z[k]), percent(p)] for k, p in list(chances.items())[:8])], 1)
         said = _("−log {p}, the surprise at the true class").format(p=brief(chances[label]))
+    table = [[_("layer"), _("output (B, …)"), _("min"), _("mean"), _("max"), _("zeros"), _("|gradient|"), "|Δw| / |w|"]]
+    for row, f in zip(rows, found["layers"], strict=True):
+        *sizes, zeros = f["activation"].values()
+        sizes = [", ".join(map(str, row.output.shape[1:])), *map(brief, sizes), percent(zeros, 0)]
+        table.append([row.name, *sizes, brief(f["gradient_norm"]), brief(f["update_ratio"])])
     fell = _("it fell") if after < loss else _("it did not fall") if loss else _("nothing to learn: give the true answer with --label")
     return [
         _("{input}   answer: {answer}   true: {label} ({why})").format(input=found["input"], answer=answer, label=label, why=why),
+        *("  " + line for line in classes),
         _("0 clear    every gradient is None: backward adds to what is there, so a step clears it first"),
         _("1 forward  through the layers, in float32, dropout off"),
-        *columns(forward, 2),
-        *columns(classes, 1),
         _("2 loss     {loss} = {said}").format(loss=brief(loss), said=said),
         _("3 backward from the loss to the first layer: how the loss changes with each weight"),
         _("4 update   {kind}, learning rate {lr}, without memory of earlier steps").format(kind=optim.kind, lr=show(optim.lr)),
-        *columns(update, 1),
+        *("  " + line for line in columns(table, 2)),
         _("  loss {before} → {after} on the same input: {fell}").format(before=brief(loss), after=brief(after), fell=fell),
     ]
 
@@ -158,7 +152,7 @@ def products(rows: list[Layer], at: str, was: dict[nn.Parameter, Tensor]) -> tup
     if not match:
         do = _("for example --at {layer}:0,5,7").format(layer=next(iter(convs), "conv1"))
         raise UserError(_("--at needs LAYER:CHANNEL,ROW,COLUMN"), at, do)
-    name, (c, y, x) = match[1], (int(v) for v in match.groups()[1:])
+    name, (c, y, x) = match[1], map(int, match.groups()[1:])
     if name not in convs:
         do = _("its convolutions: {names}").format(names=listed(convs, 50) or _("none"))
         raise UserError(_('this net has no convolution "{name}"').format(name=name), "", do)
@@ -166,73 +160,71 @@ def products(rows: list[Layer], at: str, was: dict[nn.Parameter, Tensor]) -> tup
     if c >= channels or y >= h or x >= w:
         do = _("channel 0…{c}, row 0…{y}, column 0…{x}").format(c=channels - 1, y=h - 1, x=w - 1)
         raise UserError(_("there is no such place in the maps of {name}").format(name=name), at, do)
-    kernel, bias, k = was[m.weight][c], float(was[m.bias][c]) if m.bias is not None else 0.0, m.kernel_size[0]  # (C, k, k)
+    kernel, bias = was[m.weight][c], was[m.bias][c].item() if m.bias is not None else 0.0  # (C, k, k)
     patch = F.unfold(row.input.detach(), m.kernel_size, m.dilation, m.padding, m.stride)[0, :, y * w + x].view_as(kernel)
-    each, top, left = patch * kernel, y * m.stride[0] - m.padding[0], x * m.stride[0] - m.padding[0]
-    sums, value, final = each.double().sum((1, 2)), row.raw[0, c, y, x].item(), row.output[0, c, y, x].item()
-    strongest, total = sums.abs().topk(min(3, len(each))).indices.sort().values.tolist(), float(sums.sum()) + bias
+    each, value, k, s = patch * kernel, row.raw[0, c, y, x].item(), m.kernel_size[0], m.stride[0]
+    sums, top, left = each.double().sum((1, 2)), y * s - m.padding[0], x * s - m.padding[0]  # (C,)
+    total, strongest = sums.sum().item(), sums.abs().topk(min(3, len(sums))).indices.sort().values
     place = _("  place             kernel {c} on rows {a}…{b}, columns {d}…{e} of its input (zeros outside)")
-    lines = [_("{at}   one number of a map: a stamp in four acts").format(at=at)]
-    lines.append(place.format(c=c, a=top, b=top + k - 1, d=left, e=left + k - 1))
-    lines.append(_("  multiply and add  channel by channel: patch × kernel = products"))
-    for i in strongest:
-        for j in range(k):
-            cells = ["".join(f"{number(v, 3):>8}" for v in t[i, j].tolist()) for t in (patch, kernel, each)]
-            lines.append(f"  {_('channel {n}').format(n=i) if j == 0 else '':<12}{cells[0]}   ×{cells[1]}   ={cells[2]}")
-    if len(each) > 3:
-        rest = float(sums.sum() - sums[strongest].sum())
-        lines.append(_("  {n} more channels add {sum}").format(n=len(each) - 3, sum=number(rest, 4)))
-    values = {k: number(v, 5) for k, v in {"sum": total - bias, "bias": bias, "total": total, "value": value, "final": final}.items()}
-    write = _("  write one number  {n} products add up to {sum}, plus the bias {bias} = {total}; the map: {value}, activated {final}")
-    lines.append(write.format(n=number(each.numel()), **values))
-    lines.append(_("  slide             by {s} to the next place: the same kernel at {n} places").format(s=m.stride[0], n=number(h * w)))
-    found = {"layer": name, "channel": c, "row": y, "column": x, "bias": bias, "sum": total, "value": value}
+    write = _("  write one number  {n} products add up to {sum}, plus the bias {bias} = {total}; after the activation {final}")
+    numbers = {"sum": total, "bias": bias, "total": total + bias, "final": row.output[0, c, y, x].item()}
+    lines = [
+        _("{at}   one number of a map: a stamp in four acts").format(at=at),
+        place.format(c=c, a=top, b=top + k - 1, d=left, e=left + k - 1),
+        _("  multiply and add  channel by channel: patch × kernel = products"),
+    ]
+    for i in strongest.tolist():
+        for three in zip(patch[i].tolist(), kernel[i].tolist(), each[i].tolist(), strict=True):  # a row of each
+            cells = ["".join(f"{number(v, 3):>8}" for v in values) for values in three]
+            lines.append(f"  {_('channel {n}').format(n=i):<12}{cells[0]}   ×{cells[1]}   ={cells[2]}")
+    if len(sums) > 3:
+        rest = number(total - sums[strongest].sum().item(), 4)
+        lines.append(_("  {n} more channels add {sum}").format(n=len(sums) - 3, sum=rest))
+    lines.append(write.format(n=number(each.numel()), **{key: number(v, 5) for key, v in numbers.items()}))
+    lines.append(_("  slide             by {s} to the next place: the same kernel at {n} places").format(s=s, n=number(h * w)))
+    found = {"layer": name, "channel": c, "row": y, "column": x, "bias": bias, "sum": total + bias, "value": value}
     return found | {"patch": patch.tolist(), "kernel": kernel.tolist(), "products": each.tolist()}, lines
 
 
 def pictures(rows: list[Layer], picture: np.ndarray, name: str, folder: Path) -> list[str]:
     """explain-NAME-maps.png: the first, middle and last convolution; explain-NAME-pool.png: before and after the first pooling."""
-    convs, text = [row for row in rows if row.kind == "conv"], _("{name} · {n} of {all} maps of {h}×{w} · {what}")
-    last, sheets = len(convs) - 1, {"maps": [], "pool": []}
-    what = {last // 2: _("middle convolution: corners and parts"), last: _("last convolution: large shapes, evidence for a class")}
-    what |= {0: _("first convolution: edges and strokes")}
-    panels = [("maps", convs[i].name, what[i], convs[i].output, convs[i].output, 16) for i in sorted(what)]
-    for row in [row for row in rows if row.kind == "pool"][:1]:
-        kept = _("the strongest of each 2×2 is kept") if "Max" in type(row.module).__name__ else _("the mean of each 2×2 is kept")
-        panels.append(("pool", _("before {pool}").format(pool=row.name), kept, row.input, row.input, 8))
-        panels.append(("pool", _("after {pool}").format(pool=row.name), _("a quarter of the area"), row.output, row.input, 8))
-    for kind, title, told, maps, by, n in panels:  # the channels that differ most from place to place
-        keep = by[0].flatten(1).std(1).topk(min(n, by.shape[1])).indices.sort().values.tolist()
-        told = text.format(name=title, n=len(keep), all=maps.shape[1], h=maps.shape[2], w=maps.shape[3], what=told)
-        sheets[kind].append((told, maps[0].detach().numpy(), keep))
-    stem = re.sub(r"[^\w.-]+", "-", Path(name).stem)
-    paths = {kind: folder / f"explain-{stem}-{kind}.png" for kind, panels in sheets.items() if panels}
+    convs, stem = [row for row in rows if row.kind == "conv"], re.sub(r"[^\w.-]+", "-", Path(name).stem)
+    some = [convs[i] for i in sorted({0, (len(convs) - 1) // 2, len(convs) - 1})]
+    sheets = {"maps": [(row.name, row.output, row.output) for row in some]}
+    if pool := next((row for row in rows if row.kind == "pool"), None):
+        before, after = (text.format(pool=pool.name) for text in (_("before {pool}"), _("after {pool}")))
+        sheets["pool"] = [(before, pool.input, pool.input), (after, pool.output, pool.input)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         do = _("choose another with --out")
         raise UserError(_("cannot make the folder {path}").format(path=folder), fault.strerror or "", do, name="read-only") from None
+    paths = {kind: folder / f"explain-{stem}-{kind}.png" for kind in sheets}
     for kind, path in paths.items():
         durable_write(path, sheet(sheets[kind], picture, name))
-    return [str(path) for path in paths.values()]
+    return list(map(str, paths.values()))
 
 
 @styled
-def sheet(panels: list[tuple[str, np.ndarray, list[int]]], picture: np.ndarray, name: str) -> bytes:
-    """The input at the left; at the right one panel a layer: its maps on one scale, each with its channel's number."""
-    down = [-(-len(keep) // 8) for _title, _maps, keep in panels]
-    figure, high = Figure((10.4, sum(1.06 * n + 0.3 for n in down)), layout="constrained"), [1.06 * n + 0.3 for n in down]
+def sheet(panels: list[tuple[str, Tensor, Tensor]], picture: np.ndarray, name: str) -> bytes:
+    """The input at the left; at the right each layer's maps on one scale: the up to 16 that in `by` differ most from place to place.
+
+    Args:
+        panels: (title, maps, by), both (1, C, h, w). picture: (h, w, 1 or 3) in 0…1.
+    """
+    high = [1.4 if by.shape[1] <= 8 else 2.4 for _title, _maps, by in panels]
+    figure = Figure((10.4, sum(high)), layout="constrained")
     grid = figure.add_gridspec(len(panels), 2, width_ratios=(1.7, 8.3), height_ratios=high)
     figure.add_subplot(grid[0, 0], title=name, anchor="NW").imshow(picture, cmap="gray", vmin=0, vmax=1)
-    for i, (title, maps, keep) in enumerate(panels):
-        axes = figure.add_subplot(grid[i, 1], title=title, anchor="NW")
-        h, w, gap = *maps.shape[1:], max(1, maps.shape[1] // 16)
-        canvas = np.full((down[i] * (h + gap) - gap, 8 * (w + gap) - gap), np.nan)
-        for j, c in enumerate(keep):
-            top, left = (j // 8) * (h + gap), (j % 8) * (w + gap)
-            canvas[top : top + h, left : left + w] = maps[c]
-            axes.text(left + 0.04 * w, top + 0.04 * h, str(c), color="white", fontsize=7, va="top")
-        axes.imshow(canvas, cmap="magma", vmin=maps.min(), vmax=maps.max())
+    text = _("{name} · {n} of {all} maps of {h}×{w}")
+    for i, (title, maps, by) in enumerate(panels):
+        keep = by[0].flatten(1).std(1).topk(min(16, by.shape[1])).indices.sort().values
+        (channels, h, w), n, gap = maps.shape[1:], len(keep), max(1, maps.shape[3] // 16)
+        cells = F.pad(maps[0, keep].detach(), (0, gap, 0, gap, 0, -n % 8), value=math.nan).unflatten(0, (-1, 8))  # (rows, 8, h, w)
+        axes = figure.add_subplot(grid[i, 1], title=text.format(name=title, n=n, all=channels, h=h, w=w), anchor="NW")
+        axes.imshow(cells.swapaxes(1, 2).flatten(0, 1).flatten(1).numpy(), cmap="magma", vmin=maps.min().item(), vmax=maps.max().item())
+        for j, c in enumerate(keep.tolist()):
+            axes.text(j % 8 * (w + gap), j // 8 * (h + gap), str(c), color="white", fontsize=7, va="top")
     for axes in figure.axes:
         axes.set_axis_off()
     return png(figure)
