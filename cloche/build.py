@@ -105,7 +105,7 @@ def facts_of(recipe: Recipe, data: Data, parameters: int = 0) -> dict[str, Any]:
 def task_of(recipe: Recipe, facts: dict[str, Any]) -> tuple[Recipe, Task]:
     """The recipe with the task's "auto" resolved, and the task."""
     if recipe.task.kind == "own":
-        raise RecipeError([Fault('task.kind = "own"', _("is for cloche.fit in Python"), '"classify"', ("task.kind", "classify"))])
+        raise RecipeError([Fault('task.kind = "own"', _("is for cloche.fit in Python"), '"classify"')])
     recipe = recipe.model_copy(update={"task": recipe.task.resolve(facts["outputs"], facts["multi"])})
     if recipe.task.kind == "classify" and not facts["labels"]:
         raise RecipeError([Fault('task.kind = "classify"', _("the labels of this data are numbers"), '"regress"', ("task.kind", "regress"))])
@@ -129,7 +129,7 @@ def net_of(recipe: Recipe, inputs: Port, task: Task) -> nn.Module:
     try:
         return recipe.net.build(inputs, task.outputs)
     except (ValueError, RuntimeError) as fault:  # RuntimeError: a net larger than the memory
-        raise RecipeError([Fault("net", str(fault).rpartition("Allocator: ")[2])]) from None
+        raise RecipeError([Fault("net", str(fault).rpartition("Allocator: ")[2], _("make the net smaller") * isinstance(fault, RuntimeError))]) from None
     finally:
         torch.set_rng_state(outside)
 

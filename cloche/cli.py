@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the person's input, 75 stopped and the 
 
 import argparse
 from collections.abc import Callable
+import difflib
 import gettext
 import json
 import os
@@ -14,14 +15,28 @@ import traceback
 from typing import Any
 
 from cloche import __version__, start
-from cloche.errors import DONE, FAILED, INTERRUPTED, UserError
+from cloche.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, UserError
 from cloche.words import _
 
+VERBS = {"fit": "train", "run": "train", "resume": "train", "test": "evaluate", "eval": "evaluate", "score": "evaluate", "infer": "predict", "classify": "predict"}
 ALIASES = {"epochs": "train.epochs", "batch": "train.batch", "lr": "optim.lr", "seed": "train.seed"}
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, whose faults are ours: what, found, do."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given, allow_abbrev=False)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        _print(message.rstrip())
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = VERBS.get(value) or next(iter(difflib.get_close_matches(value, list(action.choices), 1)), "")
+            what = _('there is no verb "{name}"') if action.dest == "verb" else _('there is no list "{name}"')
+            found = _("did you mean: {command}").format(command=f"{self.prog} {near}") if near in action.choices else _("there are {names}").format(names=", ".join(action.choices))
+            raise UserError(what.format(name=value), found, _("see {command} --help").format(command=self.prog), name="usage")
 
     def error(self, message: str) -> Any:
         raise UserError(message, "", _("see {command} --help").format(command=self.prog), name="usage")
@@ -86,17 +101,17 @@ def run(argv: list[str]) -> int:
             parser().print_help()
             return DONE
         found, text = args.run(args)
-        _print(json.dumps(found, ensure_ascii=False) if as_json else text)
+        _print(json.dumps(found) if as_json else text)
         return DONE
     except UserError as fault:
-        _tell(fault, as_json)
+        _tell(fault.retold(argv) if hasattr(fault, "retold") else fault, as_json)
         return fault.code
     except KeyboardInterrupt:
         _tell(UserError(_("interrupted"), code=INTERRUPTED, name="interrupted"), as_json)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    except OSError as fault:  # the machine's: no room for the output, a name too long, a folder that may not be read
+        _tell(UserError(fault.strerror or str(fault), str(fault.filename or ""), _("look at that path or disk, then type it again"), name="system"), as_json and bool(fault.filename))
+        return WRONG_INPUT if fault.filename else FAILED
     except Exception as fault:  # a bug of ours: say so, keep the trace for the report, not for the eye
         trace = Path(f"cloche-fault-{os.getpid()}.txt")
         try:
@@ -117,14 +132,16 @@ def _tell(fault: UserError, as_json: bool) -> None:
 
     say(str(fault))
     if as_json:
-        _print(json.dumps({"error": fault.as_dict()}, ensure_ascii=False))
+        _print(json.dumps({"error": fault.as_dict()}))
 
 
 def _print(text: str) -> None:
     from cloche.training.log import printable
 
-    if text:
-        print(printable(text, sys.stdout), flush=True)
+    try:
+        print(printable(text, sys.stdout), end="\n" if text else "", flush=True)
+    except BrokenPipeError:  # whoever reads has left, like `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Any]:

@@ -105,10 +105,10 @@ def keys_of(config: type[BaseModel], prefix: str) -> dict[str, Any]:
 
 
 def unknown(key: str, value: Any, known: dict[str, Any], raw: dict[str, Any]) -> Fault:
-    """The fault of a key that does not exist: the nearest name in its table, else its alias, else how to see them all. raw: the tables."""
+    """The fault of a key that does not exist: its alias, else the nearest name, else how to see them all. raw: the tables."""
     table, _dot, last = key.rpartition(".")
     here = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == table or not table}
-    target = here.get(nearest(last, here)) or ALIASES.get(last.lower())
+    target = ALIASES.get(last.lower()) or here.get(nearest(last, here)) or ALIASES.get(nearest(last, ALIASES))
     if not target:
         return Fault(key, _("no such key"), _("see the keys: cloche list {table}").format(table=PLACES.get(table.split(".")[0], "--help")))
     field, told, (home, _dot, name) = known.get(target), target, target.partition(".")
@@ -124,7 +124,8 @@ def wrong_kind(key: str, value: Any, kinds: dict[str, Any], noun: str) -> Fault:
     near = nearest(str(value), kinds)
     others = _("{others}: cloche list {table}").format(others=", ".join(k for k in kinds if k != near), table=PLACES[key.split(".")[0]])
     way = _('"{near}"   (also {others})').format(near=near, others=others) if near else others
-    return Fault(f"{key} = {show(value)}", _("no such {noun}").format(noun=noun), way, (key, near))
+    key, wrong = (f"{key} = {show(value)}", _("no such {noun}").format(noun=noun)) if value else (key, _("is missing"))
+    return Fault(key, wrong, way, (key.split(" = ")[0], near))
 
 
 def faults_of(error: ValidationError, table: str, config: type[BaseModel], raw: dict[str, Any]) -> list[Fault]:
@@ -183,7 +184,7 @@ def _expected(kind: str, more: dict[str, Any]) -> str:
         "greater_than_equal": lambda: _("must be at least {bound}").format(bound=show(more["ge"])),
         "less_than": lambda: _("must be less than {bound}").format(bound=show(more["lt"])),
         "less_than_equal": lambda: _("must be at most {bound}").format(bound=show(more["le"])),
-        "too_short": lambda: _("needs at least {n} entries").format(n=more["min_length"]),
+        "too_short": lambda: _("too short, needs {n} or more").format(n=more["min_length"]),
         "finite_number": lambda: _("must be a finite number"),
         "string_pattern_mismatch": lambda: _("not allowed here"),
     }

@@ -4,6 +4,7 @@ Small draws (rotation, brightness) are hashed per row from `uniform`; what torch
 comes from the default generator, which the loop alone seeds per chunk with `chunk_seed`.
 """
 
+from contextlib import AbstractContextManager
 import hashlib
 
 import numpy as np
@@ -26,6 +27,11 @@ def chunk_seed(seed: int, epoch: int, index: int, chunk: int) -> int:
 def draw(seed: int, epoch: int) -> Tensor:
     """The tensor that a Chunk carries for its per-row draws: () int64."""
     return torch.tensor(integer("draw", seed, epoch), dtype=torch.int64)
+
+
+def apart(device: torch.device) -> AbstractContextManager:
+    """Inside it torch's default generators may be seeded; afterwards the caller's are as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def generator(*parts: int | str) -> np.random.Generator:

@@ -214,16 +214,6 @@ def test_help_takes_less_than_a_third_of_a_second():
     assert best_s < 0.3
 
 
-def test_the_whole_package_stays_readable(capsys):
-    lines = {SHORT[p]: len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
-    total = sum(lines.values())
-    with capsys.disabled():
-        print(f"\ncloche/**/*.py: {total} lines in {len(lines)} files")
-    assert total <= 3500, f"{total} lines; the longest: " + ", ".join(
-        f"{k} {n}" for k, n in sorted(lines.items(), key=lambda kn: -kn[1])[:8]
-    )
-
-
 # --- no dead option -------------------------------------------------------------------------------------------------------------
 
 MLP = {"data.source": "digits", "data.pixels": 8, "data.channels": 1, "net": {"kind": "mlp", "widths": [8]}}

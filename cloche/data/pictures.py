@@ -43,10 +43,9 @@ class Picture(NamedTuple):
 def decode(source: Path | bytes, pixels: int) -> Picture:
     """The picture in a regular file, or in its bytes, upright and no larger than pixels × pixels.
 
-    The format is known by content: JPEG, PNG, WebP, BMP, GIF, TIFF or PPM; of an animation the first frame is taken. Grey modes
-    stay one channel, others become three (CMYK by Pillow's formula, no colour profiles). Alpha, and a transparent colour, lie over
-    white. 16-bit grey is round(v / 257); of 16-bit colour Pillow keeps the high byte. Then it is turned by its EXIF mark
-    (in a PNG one before the pixels), and each axis longer than `pixels` is shrunk to it by Pillow's antialiased BILINEAR.
+    The format is known by content; of an animation the first frame is taken. Grey modes stay one channel, others become three. Alpha and
+    a transparent colour lie over white. 16-bit grey is round(v / 257), of 16-bit colour the high byte is kept. Then it is turned by its
+    EXIF mark (in a PNG one before the pixels), and each axis longer than `pixels` is shrunk to it by Pillow's antialiased BILINEAR.
 
     Returns: (h, w, c) uint8, h and w ≤ pixels.
     Raises: Unreadable for an empty, cut, damaged or foreign file, one beyond MAX_PIXELS, MAX_SIDE or MAX_BYTES, and floating-point pixels.
@@ -122,9 +121,9 @@ def _flat(image: Image.Image, key_scale: float) -> Image.Image:
         return Image.fromarray(table[values])
     if key is not None and key_scale != 1:
         image.info["transparency"] = tuple(int(k * key_scale) for k in key) if isinstance(key, tuple) else int(key * key_scale)
+    plain = "L" if grey else "RGB"
     if not image.has_transparency_data:
-        return image.convert("L" if grey else "RGB")
-    over = image.convert("LA" if grey else "RGBA")
-    paper = Image.new("L" if grey else "RGB", image.size, "white")
+        return image.convert(plain)
+    over, paper = image.convert(plain + "A"), Image.new(plain, image.size, "white")
     paper.paste(over, mask=over.getchannel("A"))
     return paper

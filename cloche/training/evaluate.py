@@ -21,16 +21,15 @@ def evaluate(nets: Nets, task: Task, part: Part, precision: Precision, batch: in
         net.eval()
     total: Sums = {}
     rows: dict[str, list[np.ndarray]] = {}
-    carry, outside = None, torch.get_rng_state()
+    carry = None
     for i, chunk in enumerate(part.once(batch)):
-        torch.manual_seed(rng.chunk_seed(0, 0, i, -1))  # a task that draws noise to measure draws the same each time
-        with precision.autocast(chunk.weight.device):
+        with rng.apart(part.device), precision.autocast(part.device):
+            torch.manual_seed(rng.chunk_seed(0, 0, i, -1))  # a task that draws noise to measure draws the same each time
             sums, carry, told = task.measure(nets, precision.place(chunk), carry)
         total = {k: total[k] + v if k in total else v for k, v in sums.items()}
         real = chunk.weight > 0
         for k, v in {"ids": chunk.ids, **told}.items():
             rows.setdefault(k, []).append(v[real].float().cpu().numpy() if v.is_floating_point() else v[real].cpu().numpy())
-    torch.set_rng_state(outside)
     for k, net in nets.items():
         net.train(was[k])
     return total, {k: np.concatenate(v) for k, v in rows.items()}

@@ -141,22 +141,20 @@ def loop(job: Job, run: Run, progress: Progress | None = None) -> tuple[Place, "
 
     Raises: UserError when a gradient was not finite (naming step and examples), or when a signal asked to stop.
     """
-    clock, outside = Clock(), torch.get_rng_state()  # the caller's generator is put back: seeding is the loop's own business
-    progress = progress or Progress(job.epochs, job.noun, quiet=True)
+    clock, progress = Clock(), progress or Progress(job.epochs, job.noun, quiet=True)
     run.looping = True
     try:
-        state, place = start(job, run)
-        steps = job.steps
-        while place.step < steps and not (job.config.patience and state.waited >= job.config.patience):
-            place = _epoch(job, run, state, place, steps, clock, progress)
-        if run.last_saved < place.step:  # durable before anything else can fail
-            clock.save(run, state, place)
-        run.best_step = state.best_step if state.best else place.step
-        if state.best:
-            state.load_weights(state.best)
+        with rng.apart(job.train.device):
+            state, place = start(job, run)
+            while place.step < job.steps and not (job.config.patience and state.waited >= job.config.patience):
+                place = _epoch(job, run, state, place, job.steps, clock, progress)
+            if run.last_saved < place.step:  # durable before anything else can fail
+                clock.save(run, state, place)
     finally:
         run.looping = False
-        torch.set_rng_state(outside)
+    run.best_step = state.best_step if state.best else place.step
+    if state.best:
+        state.load_weights(state.best)
     return place, clock
 
 

@@ -148,11 +148,17 @@ def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
     if not path.is_dir():
         beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         near = nearest(path.name, beside)
+        if path.exists():
+            raise UserError(_("{path} is a file, not a run folder").format(path=path), "", _("Give a folder that cloche train left."))
         do = _("train it first: cloche train {name}").format(name=path) if str(path) in shipped() else _("runs are in runs/; train one with cloche train RECIPE")
         raise UserError(_("there is no run folder {path}").format(path=path), _('the nearest name is "{near}"').format(near=near) if near else "", do)
     if (path / "facts.json").exists() and not (path / "manifest.json").exists():
         raise UserError(_("the run {path} is not finished").format(path=path), "", _("type the command that began it: it goes on where it was"))
-    files.check_manifest(path, KIND, newest_format=FORMAT)
+    try:
+        files.check_manifest(path, KIND, newest_format=FORMAT)
+    except UserError as fault:
+        fault.do = fault.do or _("Give a folder that cloche train left, or put back from a copy what lacks.")
+        raise
     recipe = parse(tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8")))
     facts = files.read_json(path / "facts.json")
     stored = files.read_json(path / "prepare.json")

@@ -1,6 +1,8 @@
 """The lines that a person reads before and after training, and the run's model card."""
 
+import math
 from pathlib import Path
+import shlex
 import statistics
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import nn
 
 from cloche.build import Data, nouns, parameters_of
 from cloche.config import show
+from cloche.data.read.folder import shown
 from cloche.recipe import Recipe
 from cloche.tasks import Task
 from cloche.training.loop import told
@@ -28,7 +31,7 @@ def opening(name: str, recipe: Recipe, data: Data, net: nn.Module, task: Task) -
     lines.append(("", head + _(". Nothing is downloaded.")))
     if store.labels and len(store.labels) <= 12:
         counts = [int((store.label == k).sum()) if store.label.ndim == 1 else int(store.label[:, k].sum()) for k in range(len(store.labels))]
-        lines.append((_("classes"), " · ".join(f"{label} {number(n)}" for label, n in zip(store.labels, counts, strict=True))))
+        lines.append((_("classes"), " · ".join(f"{shown(label)} {number(n)}" for label, n in zip(store.labels, counts, strict=True))))
     if store.left_out:
         first = f"{store.left_out[0][0]} ({store.left_out[0][1]})"
         more = _(" and {n} more").format(n=len(store.left_out) - 1) if len(store.left_out) > 1 else ""
@@ -40,7 +43,7 @@ def opening(name: str, recipe: Recipe, data: Data, net: nn.Module, task: Task) -
     optim, length = recipe.optim, recipe.train
     many = _n("{n} epoch", "{n} epochs", length.epochs).format(n=length.epochs) if length.epochs else _n("{n} step", "{n} steps", length.steps or 0).format(n=length.steps)
     lines.append((_("net"), _("{kind}, {n} parameters · {optim}, lr {lr} · {length}").format(kind=recipe.net.kind, n=number(parameters_of(net)), optim=optim.kind, lr=show(optim.lr), length=many)))
-    return "\n".join(f"{name if i == 0 else '  ' + key:<10} {text}" for i, (key, text) in enumerate(lines))
+    return "\n".join(f"{shown(name) if i == 0 else '  ' + key:<10} {text}" for i, (key, text) in enumerate(lines))
 
 
 def part_name(part: str) -> str:
@@ -71,7 +74,7 @@ def closing(model: Model) -> str:
     lines = [(part_name(r["part"]), text)]
     if r.get("baseline"):
         b = r["baseline"]
-        line = _('always answering "{answer}" would get {value}').format(answer=b["answer"], value=told(name, Figure(b["value"])))
+        line = _('always answering "{answer}" would get {value}').format(answer=shown(b["answer"]), value=told(name, Figure(b["value"])))
         hard = hardest(r, model.facts["labels"])
         lines.append(("", line + (f"      {hard}" if hard else "")))
     s = r["speed"]
@@ -79,9 +82,7 @@ def closing(model: Model) -> str:
         lines.append(
             (
                 _("speed"),
-                _("{rate} {noun}/s · {share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait}").format(
-                    rate=number(s["examples_per_s"]),
-                    noun=nouns(model.facts["kind"]),
+                _("{share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait}").format(
                     share=percent(s["share_of_limit"], 0),
                     used=number(s["flops_per_s"] / 1e9, 0 if s["flops_per_s"] > 1e10 else 1),
                     limit=number(s["limit_flops_per_s"] / 1e9),
@@ -90,10 +91,10 @@ def closing(model: Model) -> str:
             )
         )
     out = [f"{key:<10} {text}" for key, text in lines]
-    out.append(_("{run} in {time}     look   {report}").format(run=model.path, time=duration(r["seconds"]), report=model.path / "report" / "index.html"))
-    indent = " " * (len(out[-1]) - len(out[-1].split("look")[-1]) - 4) if "look" in out[-1] else ""
-    sample = {"pictures": "my.png", "columns": '"0.5 -1"'}.get(model.facts["kind"], "INPUT")
-    out.append(f"{indent}inside cloche explain {model.path} {sample}      try  cloche predict {model.path} {sample}")
+    head, run = _("{run} in {time}").format(run=shown(model.path), time=duration(r["seconds"])), shown(shlex.quote(str(model.path)))
+    sample = "my.png" if model.facts["kind"] == "pictures" else '"' + " ".join(["0.5"] * math.prod(model.prepare.shape)) + '"'
+    ways = ((_("look"), model.path / "report" / "index.html"), (_("inside"), f"cloche explain {run}"), (_("try"), f"cloche predict {run} {sample}"))
+    out += [f"{'' if i else head:<{len(head)}}   {key:<6} {way}" for i, (key, way) in enumerate(ways)]
     return "\n".join(out)
 
 
@@ -106,7 +107,7 @@ def hardest(results: dict[str, Any], labels: list[str]) -> str:
     if not pairs:
         return _("none was wrong")
     n, true, predicted, total = max(pairs)
-    return _("hardest: {true}, read as {predicted} in {n} of {total}").format(true=labels[true], predicted=labels[predicted], n=n, total=total)
+    return _("hardest: {true}, read as {predicted} in {n} of {total}").format(true=shown(labels[true]), predicted=shown(labels[predicted]), n=n, total=total)
 
 
 def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str, Any]:
@@ -119,6 +120,7 @@ def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str,
 
 def card(name: str, recipe: Recipe, facts: dict[str, Any], results: dict[str, Any]) -> str:
     """The model card, README.md of a run."""
+    name = shown(name)
     rows = "\n".join(f"| {k} | {v:.4f} |" for k, v in results["metrics"].items())
     worst = listed(facts["labels"], 12) if facts["labels"] else _("a number")
     return f"""# {name}
@@ -140,7 +142,7 @@ def card(name: str, recipe: Recipe, facts: dict[str, Any], results: dict[str, An
 
 def plain(model: Model, results: dict[str, Any] | None = None) -> dict[str, Any]:
     """What `--json` prints for train and evaluate."""
-    r = results or model.results
+    r = model.results | (results or {})
     keys = ("part", "metrics", "interval", "baseline", "n", "per_class", "confusion", "seed", "steps", "seconds", "speed")
     return {"run": str(model.path), "task": model.recipe.task.kind, **{k: r[k] for k in keys if k in r}}
 
@@ -151,8 +153,8 @@ def figures_text(model: Model, results: dict[str, Any]) -> str:
     lines += [f"  {k:<20} {number(v, 4)}" for k, v in results["metrics"].items()]
     if results.get("baseline"):
         b = results["baseline"]
-        lines.append("  " + _('always answering "{answer}" would get {value}').format(answer=b["answer"], value=number(b["value"], 4)))
-    table, labels = results.get("per_class"), model.facts["labels"]
+        lines.append("  " + _('always answering "{answer}" would get {value}').format(answer=shown(b["answer"]), value=number(b["value"], 4)))
+    table, labels = results.get("per_class"), [shown(label) for label in model.facts["labels"]]
     if table:
         wide = max(10, *(len(label) for label in labels))
         lines.append(f"\n  {_('class'):<{wide}} {_('precision'):>10} {_('recall'):>8} {_('F1'):>8} {_('examples'):>9}")
@@ -176,9 +178,9 @@ def answers_text(answers: list[dict[str, Any]]) -> str:
     lines = []
     for a in answers:
         numbers = a.get("values") or ([a["value"]] if "value" in a else [])
-        said = a.get("label") or ", ".join(a.get("labels", [])) or " ".join(number(v, 4) for v in numbers) or "–"
-        likely = " · ".join(f"{k} {percent(p)}" for k, p in list(a.get("probabilities", {}).items())[:3])
-        lines.append(f"{a['input']}   {said}   {likely}".rstrip())
+        said = shown(a.get("label") or ", ".join(a.get("labels", []))) or " ".join(number(v, 4) for v in numbers) or "–"
+        likely = " · ".join(f"{shown(k)} {percent(p)}" for k, p in list(a.get("probabilities", {}).items())[:3])
+        lines.append(f"{shown(a['input'])}   {said}   {likely}".rstrip())
     return "\n".join(lines)
 
 

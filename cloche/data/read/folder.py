@@ -8,7 +8,6 @@ from itertools import islice
 import os
 from pathlib import Path
 import re
-import stat
 from typing import NamedTuple
 import unicodedata
 
@@ -21,7 +20,7 @@ from cloche.words import _, listed
 
 JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # and all that begins with a dot
 PARTS = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
-BLOCK = 4096  # files handed to the threads at once; a future takes about 1 kB
+BLOCK = 256  # files handed to the threads at once: Ctrl-C waits for no more
 LeftOut = list[tuple[str, str]]  # (name, reason)
 
 
@@ -45,8 +44,8 @@ def looks_like_pictures(root: Path) -> bool:
 def read_folder(root: Path, pixels: int, allocate: Allocate) -> Examples:
     """ROOT/CLASS/**, or ROOT/train/CLASS/** with validation (val, valid) or test beside it; rows by part, class and natural path.
 
-    Two passes in threads: the headers give the frame (H, W, C), the largest height, width and channels; then each file is read once,
-    hashed and decoded into its row. A grey picture in a set with colour is repeated to 3 channels.
+    Two passes in threads: the headers give the frame (H, W, C), the largest of each; then each file is read once, hashed and decoded
+    into its row. A grey picture in a set with colour is repeated to 3 channels.
 
     Returns: `image` (n, H, W, C) uint8, zeros right of and below a smaller picture; `size` (n, 2) int32; notes ignored, merged, turned.
     Raises: UserError if root is no folder, has no class folders, fewer than two classes that can be read, or a class that train lacks.
@@ -54,7 +53,7 @@ def read_folder(root: Path, pixels: int, allocate: Allocate) -> Examples:
     if not os.path.isdir(root):
         if os.path.lexists(root):
             raise UserError(_("{path} is a file, not a folder").format(path=shown(root)), "", _("give the folder of the class folders"))
-        near = difflib.get_close_matches(root.name, os.listdir(root.parent) if os.path.isdir(root.parent) else [], n=1)
+        near = difflib.get_close_matches(root.name, [path.name for path in root.parent.glob("*")], n=1)
         do = _("did you mean {path}?").format(path=shown(root.with_name(near[0]))) if near else ""
         raise UserError(_("there is no folder {path}").format(path=shown(root)), "", do)
     files, folders, left_out, ignored = _walk(root)
@@ -76,13 +75,12 @@ def read_folder(root: Path, pixels: int, allocate: Allocate) -> Examples:
         return i, digest(content), turned
 
     rows, done = _each(fill, rows, left_out)
-    at, contents, turned = zip(*done, strict=True) if done else ((), (), ())
+    labels = _labels(root, rows, left_out)
+    index, (at, contents, turned) = {label: k for k, label in enumerate(labels)}, zip(*done, strict=True)
     for to, i in enumerate(at):  # rows that failed are closed up in place: no second copy of the pictures
         if to != i:
             image[to], size[to] = image[i], size[i]
-    labels = _labels(root, rows, left_out)
     left_out += [(shown(label), _("no readable picture in this class folder")) for label in named if label not in labels]
-    index = {label: k for k, label in enumerate(labels)}
     return Examples(
         "pictures",
         fields={"image": image[: len(rows)], "size": size[: len(rows)]},
@@ -117,20 +115,17 @@ def _walk(root: Path) -> tuple[list[Path], list[Path], LeftOut, int]:
             left_out.append((shown(folder), error.strerror or str(error)))
             continue
         for entry in entries:
+            path = folder / entry.name
             if entry.name.startswith(".") or entry.name.lower() in JUNK:
                 ignored += 1
-                continue
-            path, link, reason = folder / entry.name, entry.is_symlink(), _("not a regular file")
-            try:
-                mode = entry.stat().st_mode
-            except OSError as error:
-                mode, reason = 0, _("link to nothing") if link else error.strerror or str(error)
-            if stat.S_ISREG(mode):
+            elif os.path.isfile(entry):
                 files.append(path)
-            elif stat.S_ISDIR(mode) and not link:
-                folders.append(path)
+            elif not os.path.isdir(entry):
+                left_out.append((shown(path), _("not a regular file") if os.path.exists(entry) else _("link to nothing")))
+            elif entry.is_symlink():
+                left_out.append((shown(path), _("link to a folder: not followed")))
             else:
-                left_out.append((shown(path), _("link to a folder: not followed") if stat.S_ISDIR(mode) else reason))
+                folders.append(path)
     return files, folders[1:], left_out, ignored
 
 
@@ -169,7 +164,7 @@ def _labels(root: Path, rows: list[Row], left_out: LeftOut) -> list[str]:
         inner = shown(root / rows[0].file.parts[0])
         raise UserError(_("one class only: {name}").format(name=shown(labels[0])), _told(left_out), do.format(path=inner))
     trained = {row.label for row in rows if row.part in (NONE, TRAIN)}
-    for row in (row for row in rows if row.label not in trained):
+    if row := next((row for row in rows if row.label not in trained), None):
         what, found = _("the class {name} does not occur in train").format(name=shown(row.label)), _("one of its pictures is {name}")
         raise UserError(what, found.format(name=shown(row.file)), _("add pictures of it to train, or take it out of the other parts"))
     return labels
@@ -177,18 +172,16 @@ def _labels(root: Path, rows: list[Row], left_out: LeftOut) -> list[str]:
 
 def _each(work: Callable, rows: list[Row], left_out: LeftOut) -> tuple[list[Row], list]:
     """(the rows for which work(row's number) succeeds, its results), in threads; the others are left out with their reason."""
-    pool, kept, results = ThreadPoolExecutor(os.cpu_count()), [], []
-    try:
+    kept, results = [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(rows), BLOCK):
-            block = range(start, min(start + BLOCK, len(rows)))
-            for i, future in [(i, pool.submit(work, i)) for i in block]:
+            block = rows[start : start + BLOCK]
+            for row, job in zip(block, [pool.submit(work, start + i) for i in range(len(block))], strict=True):
                 try:
-                    results.append(future.result())
-                    kept.append(rows[i])
+                    results.append(job.result())
+                    kept.append(row)
                 except (Unreadable, OSError) as error:
-                    left_out.append((shown(rows[i].file), getattr(error, "strerror", None) or str(error)))
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the pictures in hand only
+                    left_out.append((shown(row.file), getattr(error, "strerror", None) or str(error)))
     return kept, results
 
 

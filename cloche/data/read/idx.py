@@ -15,7 +15,6 @@ from cloche.errors import UserError
 from cloche.words import _, number
 
 NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
-AXES = {"images": 3, "labels": 1}
 MAX_BYTES = 1 << 31  # 2.7 million pictures of 28 × 28
 
 
@@ -36,24 +35,22 @@ def read_idx(root: Path, pixels: int, allocate: Allocate) -> Examples:
         raise UserError(_("{path} lacks the training pictures").format(path=root), "", do)
     parts = [part for part in ("train", "test") if (part, "images") in found]
     images, labels = zip(*(_pair(found, part) for part in parts), strict=True)  # each (n, h, w), (n,)
-    h, w = images[0].shape[1:]
-    if images[-1].shape[1:] != (h, w):
-        sizes = _("{h} × {w} in train, {h2} × {w2} in test").format(h=h, w=w, h2=images[-1].shape[1], w2=images[-1].shape[2])
-        raise UserError(_("the pictures of train and test differ in size"), sizes, _("download or copy them again"))
-    counts = [len(rows) for rows in images]
-    n, frame = sum(counts), (min(h, pixels), min(w, pixels))
+    shapes = [" × ".join(map(str, rows.shape[1:])) for rows in images]
+    if len(set(shapes)) > 1:
+        told = _("{train} in train, {test} in test").format(train=shapes[0], test=shapes[1])
+        raise UserError(_("the pictures of train and test differ in size"), told, _("download or copy them again"))
+    rows, label = np.concatenate(images), np.concatenate(labels).astype(np.int64)
+    (n, h, w), counts = rows.shape, list(map(len, images))
+    frame = (min(h, pixels), min(w, pixels))
     image, size = allocate("image", (n, *frame, 1), np.uint8), allocate("size", (n, 2), np.int32)
+    image[..., 0] = rows if frame == (h, w) else np.stack([np.asarray(shrunk(Image.fromarray(row), pixels)) for row in rows])
     size[:] = frame
-    for rows, start in zip(images, (0, counts[0]), strict=False):
-        small = rows if frame == (h, w) else np.stack([np.asarray(shrunk(Image.fromarray(row), pixels)) for row in rows])
-        image[start : start + len(rows), :, :, 0] = small
-    label = np.concatenate(labels).astype(np.int64)
     return Examples(
         kind="pictures",
         fields={"image": image, "size": size},
         label=label,
         labels=[str(k) for k in range(label.max() + 1)],
-        digest=np.concatenate([row_digests(rows) for rows in images]),
+        digest=row_digests(rows),
         part=np.repeat(np.array([TRAIN, TEST] if len(parts) > 1 else [NONE], np.uint8), counts),  # train alone tells no split
         names=[f"{part} {i}" for part, count in zip(parts, counts, strict=True) for i in range(count)],
     )
@@ -61,9 +58,8 @@ def read_idx(root: Path, pixels: int, allocate: Allocate) -> Examples:
 
 def _found(root: Path) -> dict[tuple[str, str], Path]:
     """(train | test, images | labels) → file; of a file and its .gz the unpacked one."""
-    names = sorted(path.name for path in root.iterdir() if path.is_file()) if root.is_dir() else []
-    matches = [match for match in map(NAME.fullmatch, reversed(names)) if match]
-    return {("train" if match[1] == "train" else "test", match[2]): root / match[0] for match in matches}
+    names = sorted((path.name for path in root.iterdir() if path.is_file()), reverse=True) if root.is_dir() else []
+    return {("train" if m[1] == "train" else "test", m[2]): root / m[0] for m in map(NAME.fullmatch, names) if m}
 
 
 def _pair(found: dict[tuple[str, str], Path], part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +68,7 @@ def _pair(found: dict[tuple[str, str], Path], part: str) -> tuple[np.ndarray, np
     if (part, "labels") not in found:
         wanted = name.replace("images", "labels").replace("idx3", "idx1")
         raise UserError(_("the labels of {name} are missing").format(name=name), "", _("add {name}").format(name=wanted))
-    images, labels = (_read(found[part, kind], axes) for kind, axes in AXES.items())
+    images, labels = _read(found[part, "images"], 3), _read(found[part, "labels"], 1)
     if len(images) != len(labels):
         counts = _("{n} pictures but {m} labels").format(n=number(len(images)), m=number(len(labels)))
         raise UserError(_("{name} and its labels do not belong together").format(name=name), counts, _("download or copy them again"))
@@ -81,29 +77,26 @@ def _pair(found: dict[tuple[str, str], Path], part: str) -> tuple[np.ndarray, np
 
 def _read(path: Path, axes: int) -> np.ndarray:
     """The array in an IDX file of bytes with so many axes; one byte more than promised is read at most, so that no gzip can swell."""
-
-    def fault(found: str) -> UserError:
-        return UserError(_("{name} is damaged").format(name=path.name), found, _("download or copy it again"))
-
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4 + 4 * axes)
-            if len(head) < 4 + 4 * axes:
-                raise fault(_("it ends at byte {byte}, inside its header").format(byte=number(len(head))))
-            magic, *shape = np.frombuffer(head, ">u4").tolist()
-            if magic != 2048 + axes:
-                raise fault(_("it begins with {found} instead of {wanted}").format(found=magic, wanted=2048 + axes))
+            magic, *shape = np.frombuffer(head.ljust(4 + 4 * axes, b"\0"), ">u4").tolist()
             promised = prod(shape)
-            if not 0 < promised <= MAX_BYTES:
-                raise fault(_("its header promises {shape} bytes").format(shape=" × ".join(map(number, shape))))
-            body = bytearray()
-            while len(body) <= promised and (block := file.read(min(1 << 20, promised + 1 - len(body)))):
-                body += block
+            body = file.read(promised + 1) if promised <= MAX_BYTES else b""
     except (OSError, EOFError, zlib.error) as error:
-        raise fault(str(error)) from error
-    told = {"found": number(len(head) + len(body)), "promised": number(len(head) + promised)}
-    if len(body) < promised:
-        raise fault(_("it has {found} bytes, its header promises {promised}").format(**told))
-    if len(body) > promised:
-        raise fault(_("it has more than the {promised} bytes that its header promises").format(**told))
-    return np.frombuffer(body, np.uint8).reshape(shape)
+        fault = str(error)
+    else:
+        told = {"found": number(len(head) + len(body)), "promised": number(len(head) + promised)}
+        if len(head) < 4 + 4 * axes:
+            fault = _("it ends at byte {byte}, inside its header").format(byte=number(len(head)))
+        elif magic != 2048 + axes:
+            fault = _("it begins with {found} instead of {wanted}").format(found=magic, wanted=2048 + axes)
+        elif not 0 < promised <= MAX_BYTES:
+            fault = _("its header promises {shape} bytes").format(shape=" × ".join(map(number, shape)))
+        elif len(body) < promised:
+            fault = _("it has {found} bytes, its header promises {promised}").format(**told)
+        elif len(body) > promised:
+            fault = _("it has more than the {promised} bytes that its header promises").format(**told)
+        else:
+            return np.frombuffer(body, np.uint8).reshape(shape)
+    raise UserError(_("{name} is damaged").format(name=path.name), fault, _("download or copy it again"))

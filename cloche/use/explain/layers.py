@@ -78,8 +78,9 @@ def layers_of(net: nn.Module, calls: list[Layer]) -> list[Layer]:
             c.kind = kind if kind in ("conv", "pool", "dense") else type(c.module).__name__
             c.name, c.does, c.parameters, c.output, ahead = names[c.module], ahead + does, own, c.raw, []
             rows.append(c)
-    rows[-1].does += ahead  # a dropout with no layer behind it
-    if left:
+    for row in rows[-1:]:  # a dropout with no layer behind it
+        row.does = row.does + ahead
+    if left and rows:
         nothing = rows[-1].raw[:, :0]
         rows.append(Layer(net, nothing, nothing, 0, _("other"), "other", [_("not called by itself")], list(left.values()), nothing))
     return rows
@@ -128,16 +129,17 @@ def sees(rows: list[Layer], x: Tensor) -> Iterator[str]:
 
 def ledger(net: nn.Module, inputs: Port) -> list[dict[str, Any]]:
     """The rows of a net; "params" add up to those of the whole net, "output" is without B, "bytes" are the output's in float32."""
-    net, out = copy.deepcopy(net).eval(), []
+    net = copy.deepcopy(net).eval()
     x = next(net.parameters(), torch.empty(0)).new_zeros(1, *inputs.shape)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         calls = watch(net, counter)
         net(x)
-    for row, seen in zip(rows := layers_of(net, calls), sees(rows, x), strict=True):
-        shape, params = list(row.output.shape[1:]), sum(p.numel() for p in row.parameters)
-        found = {"name": row.name, "kind": row.kind, "does": ", ".join(row.does), "output": shape, "params": params, "flops": row.flops}
-        out.append({**found, "bytes": 4 * math.prod(shape), "sees": seen})
-    return out
+    rows = layers_of(net, calls)
+    return [
+        {"name": row.name, "kind": row.kind, "does": ", ".join(row.does), "output": list(row.output.shape[1:])}
+        | {"params": sum(p.numel() for p in row.parameters), "flops": row.flops, "bytes": 4 * row.output.numel(), "sees": seen}
+        for row, seen in zip(rows, sees(rows, x), strict=True)
+    ]
 
 
 def explain_layers(what: str | Model, data: str | None = None, sets: dict[str, Any] | None = None) -> Found:

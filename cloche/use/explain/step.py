@@ -45,29 +45,25 @@ def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str
     loss = task.loss({"net": net}, chunk, None)[0]  # forward pass and loss
     rows, logits = [row for row in layers_of(net, calls) if row.output.numel()], calls[-1].raw[0].tolist()
     loss.backward()
-    layers = [{"name": r.name, "activation": spread(r.output.detach()), "gradient_norm": norm(p.grad for p in r.parameters)} for r in rows]
-    gradient_norm(list(was), optim.clip)
+    grads, layers = [norm(p.grad for p in row.parameters) for row in rows], []
+    one, acts = products(rows, at) if at is not None else ({}, [])
+    gradient_norm(list(was), optim.clip)  # which clips them
     optimizer.step()
-    for layer, row in zip(layers, rows, strict=True):
-        moved, size = norm(p - was[p] for p in row.parameters), norm(was[p] for p in row.parameters)
-        layer["update_ratio"] = moved / size if size else None
+    for row, grad in zip(rows, grads, strict=True):
+        y, moved, size = row.output.detach(), norm(p - was[p] for p in row.parameters), norm(was[p] for p in row.parameters)
+        activation = {"min": y.min().item(), "mean": y.mean().item(), "max": y.max().item(), "zeros": (y == 0).float().mean().item()}
+        ratio = moved / size if size else None
+        layers.append({"name": row.name, "activation": activation, "gradient_norm": grad, "update_ratio": ratio})
     with torch.no_grad():
         after = task.loss({"net": net}, chunk, None)[0]
     found = {"input": name, "label": true, "predicted": next(iter(answer.values())), "probabilities": answer.get("probabilities")}
-    found |= {"loss": loss.item(), "loss_after": after.item(), "layers": layers, "pictures": []}
-    text = story(model, found, rows, logits, why)
-    if at is not None:
-        found["at"], more = products(rows, at, was)
-        text += more
+    found |= {"loss": loss.item(), "loss_after": after.item(), "layers": layers, "pictures": []} | ({"at": one} if one else {})
+    text = story(model, found, rows, logits, why) + acts
     if "image" in chunk.data and any(row.kind == "conv" for row in rows):
         seen, folder = model.prepare.pixels_of(chunk.data["image"][0]), Path(out) if out else model.path / "report"
         found["pictures"] = pictures(rows, seen, name, folder)
         text += [_("picture    {path}").format(path=path) for path in found["pictures"]]
     return found, "\n".join([*text, _("Nothing in {run} was changed: the step was made on a copy of its weights.").format(run=model.path)])
-
-
-def spread(y: Tensor) -> dict[str, float]:
-    return {"min": float(y.min()), "mean": float(y.mean()), "max": float(y.max()), "zeros": float((y == 0).float().mean())}
 
 
 def norm(tensors: Any) -> float | None:
@@ -145,7 +141,7 @@ def story(model: Model, found: dict[str, Any], rows: list[Layer], logits: list[f
     ]
 
 
-def products(rows: list[Layer], at: str, was: dict[nn.Parameter, Tensor]) -> tuple[dict[str, Any], list[str]]:
+def products(rows: list[Layer], at: str) -> tuple[dict[str, Any], list[str]]:
     """One number of a map as its products: the numbers for --json, and the stamp in four acts as text."""
     convs = {row.name: row for row in rows if isinstance(row.module, nn.Conv2d) and row.module.groups == 1}
     match = re.fullmatch(r"([\w.]+):(\d+),(\d+),(\d+)", at.replace(" ", ""))
@@ -160,17 +156,17 @@ def products(rows: list[Layer], at: str, was: dict[nn.Parameter, Tensor]) -> tup
     if c >= channels or y >= h or x >= w:
         do = _("channel 0…{c}, row 0…{y}, column 0…{x}").format(c=channels - 1, y=h - 1, x=w - 1)
         raise UserError(_("there is no such place in the maps of {name}").format(name=name), at, do)
-    kernel, bias = was[m.weight][c], was[m.bias][c].item() if m.bias is not None else 0.0  # (C, k, k)
+    kernel, bias = m.weight[c].detach(), m.bias[c].item() if m.bias is not None else 0.0  # (C, k, k)
     patch = F.unfold(row.input.detach(), m.kernel_size, m.dilation, m.padding, m.stride)[0, :, y * w + x].view_as(kernel)
-    each, value, k, s = patch * kernel, row.raw[0, c, y, x].item(), m.kernel_size[0], m.stride[0]
-    sums, top, left = each.double().sum((1, 2)), y * s - m.padding[0], x * s - m.padding[0]  # (C,)
+    each, value, s = patch * kernel, row.raw[0, c, y, x].item(), m.stride[0]
+    sums = each.double().sum((1, 2))  # (C,)
     total, strongest = sums.sum().item(), sums.abs().topk(min(3, len(sums))).indices.sort().values
-    place = _("  place             kernel {c} on rows {a}…{b}, columns {d}…{e} of its input (zeros outside)")
+    place = _("  place             kernel {c} from row {y}, column {x} of its input on (zeros outside)")
     write = _("  write one number  {n} products add up to {sum}, plus the bias {bias} = {total}; after the activation {final}")
     numbers = {"sum": total, "bias": bias, "total": total + bias, "final": row.output[0, c, y, x].item()}
     lines = [
         _("{at}   one number of a map: a stamp in four acts").format(at=at),
-        place.format(c=c, a=top, b=top + k - 1, d=left, e=left + k - 1),
+        place.format(c=c, y=y * s - m.padding[0], x=x * s - m.padding[1]),
         _("  multiply and add  channel by channel: patch × kernel = products"),
     ]
     for i in strongest.tolist():
