@@ -127,18 +127,19 @@ def net_of(recipe: Recipe, inputs: Port, task: Task) -> nn.Module:
     outside = torch.get_rng_state()
     torch.manual_seed(rng.integer("weights", recipe.train.seed))
     try:
-        return recipe.net.build(inputs, task.outputs)
+        net = recipe.net.build(inputs, task.outputs)
     except (ValueError, RuntimeError) as fault:  # RuntimeError: a net larger than the memory
         raise RecipeError([Fault("net", str(fault).rpartition("Allocator: ")[2], _("make the net smaller") * isinstance(fault, RuntimeError))]) from None
     finally:
         torch.set_rng_state(outside)
+    if recipe.train.batch < 2 * recipe.train.chunks and any(isinstance(m, BatchNorm) for m in net.modules()):
+        told = _("batch normalisation needs at least two rows in each of the {n} chunks").format(n=recipe.train.chunks)
+        raise RecipeError([Fault(f"train.batch = {recipe.train.batch}", told, f"train.batch = {2 * recipe.train.chunks}")])
+    return net
 
 
 def job_of(recipe: Recipe, data: Data, task: Task, net: nn.Module) -> Job:
     """The loop's job; precision and layout as the recipe says, fp32 and plain while they are still "auto"."""
-    if recipe.train.batch < 2 * recipe.train.chunks and any(isinstance(m, BatchNorm) for m in net.modules()):
-        told = _("batch normalisation needs at least two rows in each of the {n} chunks").format(n=recipe.train.chunks)
-        raise RecipeError([Fault(f"train.batch = {recipe.train.batch}", told, f"train.batch = {2 * recipe.train.chunks}")])
     order = Shuffled(len(data.rows["train"]), recipe.train.batch, recipe.train.seed)
     return Job(
         nets={"net": net.to(data.device)},

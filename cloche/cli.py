@@ -39,14 +39,15 @@ class Parser(argparse.ArgumentParser):
             raise UserError(what.format(name=value), found, _("see {command} --help").format(command=self.prog), name="usage")
 
     def error(self, message: str) -> Any:
-        raise UserError(message, "", _("see {command} --help").format(command=self.prog), name="usage")
+        do = _("see {command} --help; what begins with a dash and is no option stands after --")
+        raise UserError(message, "", do.format(command=self.prog), name="usage")
 
 
 def parser() -> Parser:
     gettext.bindtextdomain("cloche", str(Path(__file__).parent / "lang"))  # argparse looks its own words up in the global domain
     gettext.textdomain("cloche")
     top = Parser(prog="cloche", description=_("From your own data to a trained, measured, explained network."), epilog=_("Start with: cloche train digits"))
-    top.add_argument("--version", action="version", version=f"cloche {__version__}")
+    top.add_argument("--version", action="version", version=f"cloche {__version__}", help=_("show program's version number and exit"))
     verbs = top.add_subparsers(dest="verb", metavar=_("VERB"), parser_class=Parser)
 
     def verb(name: str, does: str, run: Callable[[argparse.Namespace], Any]) -> Parser:

@@ -11,7 +11,7 @@ import sys
 
 from babel.messages.catalog import Catalog
 from babel.messages.extract import extract_from_dir
-from babel.messages.mofile import write_mo
+from babel.messages.mofile import read_mo, write_mo
 from babel.messages.pofile import read_po, write_po
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def argparse_words() -> list[str]:
     return [
         "usage: ", "options", "positional arguments", "show this help message and exit", "show program's version number and exit",
         "the following arguments are required: %s", "unrecognized arguments: %s", "expected one argument", "argument %(argument_name)s: %(message)s",
-        "invalid choice: %(value)r (choose from %(choices)s)", "invalid %(type)s value: %(value)r", "expected at least one argument",
+        "invalid choice: %(value)r (choose from %(choices)s)", "invalid %(type)s value: %(value)r", "expected at least one argument", "ignored explicit argument %r",
     ]  # fmt: skip
 
 
@@ -61,6 +61,12 @@ def written(catalogue: Catalog) -> bytes:
     return re.sub(rb'"POT-Creation-Date:.*\n|"Generated-By:.*\n', b"", out.getvalue())
 
 
+def messages(catalogue: Catalog) -> list[tuple[list[str], list[str]]]:
+    """What a catalogue says, without its header (which holds the minute it was made in)."""
+    both = ((m.id, m.string) for m in catalogue if m.id)
+    return sorted(tuple([t] if isinstance(t, str) else [*t] for t in pair) for pair in both)
+
+
 def faults(path: Path, catalogue: Catalog) -> list[str]:
     """Messages without words, and those whose {placeholders} differ."""
     out = []
@@ -74,7 +80,7 @@ def faults(path: Path, catalogue: Catalog) -> list[str]:
         elif any(set(re.findall(r"\{\w+\}|%\(\w+\)[rs]|%[rs]", f)) - asked for f in forms) or asked - set(re.findall(r"\{\w+\}|%\(\w+\)[rs]|%[rs]", forms[-1])):
             out.append(f"{path.name}: other placeholders in {m.id!r}")
     mo = PACKAGE / "lang" / path.stem / "LC_MESSAGES" / "cloche.mo"
-    if not mo.exists() or mo.read_bytes() != compiled(catalogue):
+    if not mo.exists() or messages(read_mo(io.BytesIO(mo.read_bytes()))) != messages(catalogue):
         out.append(f"{mo.relative_to(HERE.parent)} is stale: make words")
     return out
 

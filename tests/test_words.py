@@ -81,7 +81,11 @@ def test_help_in_polish(tmp_path):
     done = cloche("pl", tmp_path, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("użycie: cloche [-h]")
-    for phrase in ("Od własnych danych do nauczonej, zmierzonej i objaśnionej sieci.", "pokaż tę pomoc i zakończ", "Na początek: cloche train digits"):
+    for phrase in (
+        "Od własnych danych do nauczonej, zmierzonej i objaśnionej sieci.",
+        "pokaż tę pomoc i zakończ",
+        "Na początek: cloche train digits",
+    ):
         assert phrase in flat(done.stdout)
 
 
@@ -97,7 +101,13 @@ def test_faults_in_polish(tmp_path):
 def test_run_in_polish(run):
     """The lines of a run, with the decimal comma and the plural forms."""
     _folder, said = run
-    for phrase in ("1 000 wierszy w 2 klasach", "uczenie 700 · walidacja 100 · test 200", "lr 0.005 · 2 epoki", "epoka 2/2", "przedział ufności 95 %"):
+    for phrase in (
+        "1 000 wierszy w 2 klasach",
+        "uczenie 700 · walidacja 100 · test 200",
+        "lr 0.005 · 2 epoki",
+        "epoka 2/2",
+        "przedział ufności 95 %",
+    ):
         assert phrase in said
     assert re.search(r"strata \d,\d{3} dokładność \d\d,\d % walidacja \d\d,\d %", said)
     assert not re.search(r"\b(loss|accuracy|epochs?|test part|look|speed)\b", said.replace("report/index.html", ""))

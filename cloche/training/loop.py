@@ -241,8 +241,8 @@ def stopped(why: str) -> UserError:
 
 def _figures(seen: Sums) -> str:
     """"loss 0.142  accuracy 95.4 %" from the sums of the training passes."""
-    n = float(seen["n"])
-    text = _("loss {value}").format(value=number(float(seen["loss"]) / n, 3))
+    n, loss = float(seen["n"]), float(seen["loss"]) / float(seen["n"])
+    text = _("loss {value}").format(value=number(loss, 3) if loss < 1e5 else f"{loss:.1e}")
     return text + (_("  accuracy {share}").format(share=percent(float(seen["right"]) / n)) if "right" in seen else "")
 
 

@@ -32,7 +32,7 @@ from cloche.training.run import read_events
 from cloche.use import draw, story
 from cloche.use.explain.layers import ledger
 from cloche.use.model import read
-from cloche.words import _, duration, language, listed, number, percent
+from cloche.words import _, _n, duration, language, listed, number, percent
 
 
 @torch.inference_mode()
@@ -144,6 +144,7 @@ def write_report(path: Path) -> Path:
     facts, r = (files.read_json(path / f"{name}.json") for name in ("facts", "results"))
     labels, epochs = facts["labels"], [e for e in events if e["kind"] == "epoch"]
     words = _words(path, tomllib.loads(recipe), facts, r) | dict(zip(("verdict", "evidence"), verdict(epochs, r), strict=True))
+    words["cores"] = _n("{n} thread", "{n} threads", facts["threads"]).format(n=facts["threads"])
     values = {k: escape(str(v)) for k, v in words.items()} | {"recipe": escape(recipe), "course": _course(epochs, events, r)}
     values |= _field(r["extras"].get("plane", {}), labels) | _tables(r, labels)
     values |= {"confusion": _confusion(r.get("confusion") or [], labels), "wrong": _wrong(r["extras"]["wrong"], labels)}
@@ -241,7 +242,7 @@ def _course(epochs: list[dict[str, Any]], events: list[dict[str, Any]], r: dict[
     for title, (train, validation, how) in more.items():
         names = {_("train"): train, _("validation"): validation}
         lines = {name: (x, [e[k] for e in epochs]) for name, k in names.items() if all(k in e for e in epochs)}
-        figures += [f"<figure>{draw.svg(draw.curves(lines, _('epoch'), title, kept=kept, **how))}</figure>"] if lines else []
+        figures += ["<figure>" + draw.svg(draw.curves(lines, _("epoch"), title, kept=kept, **how)) + "</figure>"] if lines else []
     return "".join(figures)
 
 

@@ -120,24 +120,18 @@ def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str,
 
 def card(name: str, recipe: Recipe, facts: dict[str, Any], results: dict[str, Any]) -> str:
     """The model card, README.md of a run."""
-    name = shown(name)
-    rows = "\n".join(f"| {k} | {v:.4f} |" for k, v in results["metrics"].items())
-    worst = listed(facts["labels"], 12) if facts["labels"] else _("a number")
-    return f"""# {name}
-
-{_("Trained by cloche {version} with PyTorch {torch}.").format(version=facts["cloche"], torch=facts["torch"])}
-
-- {_("data")}: {recipe.data.source} (`{facts["fingerprint"]}`), n = {facts["n"]}, {facts["parts"]}
-- {_("answers")}: {worst}
-- {_("net")}: {recipe.net.kind}, {facts["parameters"]} {_("parameters")}
-- {_("measured on the part")}: {results["part"]}, n = {results["n"]}, seed {results["seed"]}, {_("95 % interval")} {results["interval"]}
-
-| | |
-|---|---|
-{rows}
-
-`cloche predict {name} INPUT` · `cloche report {name}` · recipe.toml
-"""
+    name, low, high = shown(name), *results["interval"]
+    lines = [
+        _("Trained by cloche {version} with PyTorch {torch}.").format(version=facts["cloche"], torch=facts["torch"]),
+        _("Data: {source}, {n} examples, fingerprint {fingerprint}.").format(source=recipe.data.source, n=facts["n"], fingerprint=facts["fingerprint"]),
+        _("Net: {kind}, {n} parameters. Answers: {answers}.").format(
+            kind=recipe.net.kind, n=facts["parameters"], answers=listed(facts["labels"], 12) or _("a number")
+        ),
+        _("Measured on the part {part}, n = {n}, seed {seed}.").format(part=part_name(results["part"]), n=results["n"], seed=results["seed"]),
+        "" if low is None else _("95 % interval of the first figure: {low}–{high}.").format(low=number(low, 4), high=number(high, 4)),
+    ]
+    rows = "\n".join(f"| {k} | {number(v, 4)} |" for k, v in results["metrics"].items())
+    return f"# {name}\n\n" + "\n\n".join(filter(None, lines)) + f"\n\n| | |\n|---|---|\n{rows}\n"
 
 
 def plain(model: Model, results: dict[str, Any] | None = None) -> dict[str, Any]:

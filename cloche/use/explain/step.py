@@ -109,7 +109,7 @@ def truth(model: Model, chunk: Chunk, label: Any, answer: dict[str, Any]) -> tup
 def brief(v: Any) -> str:
     if not isinstance(v, float):
         return ", ".join(map(brief, v)) if isinstance(v, list) else "–" if v is None else str(v)
-    return number(v, 4) if v == 0 or 1e-3 <= abs(v) < 1e5 else f"{v:.1e}"
+    return number(v, 4) if v == 0 or 1e-3 <= abs(v) < 1e5 else f"{v:.1e}".replace(".", _("."))
 
 
 def story(model: Model, found: dict[str, Any], rows: list[Layer], logits: list[float], why: str) -> list[str]:
@@ -169,10 +169,11 @@ def products(rows: list[Layer], at: str) -> tuple[dict[str, Any], list[str]]:
         place.format(c=c, y=y * s - m.padding[0], x=x * s - m.padding[1]),
         _("  multiply and add  channel by channel: patch × kernel = products"),
     ]
+    channel = _("channel {n}")
     for i in strongest.tolist():
         for three in zip(patch[i].tolist(), kernel[i].tolist(), each[i].tolist(), strict=True):  # a row of each
             cells = ["".join(f"{number(v, 3):>8}" for v in values) for values in three]
-            lines.append(f"  {_('channel {n}').format(n=i):<12}{cells[0]}   ×{cells[1]}   ={cells[2]}")
+            lines.append(f"  {channel.format(n=i):<12}{cells[0]}   ×{cells[1]}   ={cells[2]}")
     if len(sums) > 3:
         rest = number(total - sums[strongest].sum().item(), 4)
         lines.append(_("  {n} more channels add {sum}").format(n=len(sums) - 3, sum=rest))
