@@ -12,7 +12,7 @@ endif
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format test-slow test-gpu recipes bench-primer words clean
+.PHONY: help demo test lint test-slow test-gpu recipes bench-primer words clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -43,11 +43,6 @@ test-gpu: $(VENV)/.dev  ## the tests that need a CUDA device
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-
-format: $(VENV)/.dev  ## ruff, writing
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
 
 recipes: $(VENV)/.dev  ## every shipped recipe against its [expect]
 	$(BIN)/python benchmarks/recipes.py --data $(DATA)

@@ -1,9 +1,9 @@
 """cloche: from your own data to a trained, measured, explained network.
 
-    cloche.train("digits")              # as the command; returns a Model
-    cloche.load("runs/digits")          # a finished run
-    cloche.fit(module, x, y)            # your own nn.Module and arrays
-    cloche.explain("digits")            # the layers of a recipe or run
+cloche.train("digits")              # as the command; returns a Model
+cloche.load("runs/digits")          # a finished run
+cloche.fit(module, x, y)            # your own nn.Module and arrays
+cloche.explain("digits")            # the layers of a recipe or run
 """
 
 from typing import Any
@@ -11,7 +11,13 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["evaluate", "explain", "fit", "load", "train"]
 
-_WHERE = {"train": "cloche.use.train", "fit": "cloche.use.fit", "load": "cloche.use.model", "evaluate": "cloche.use.model", "explain": "cloche.use.explain"}
+_WHERE = {
+    "train": "cloche.use.train",
+    "fit": "cloche.use.fit",
+    "load": "cloche.use.model",
+    "evaluate": "cloche.use.model",
+    "explain": "cloche.use.explain",
+}
 
 
 def __getattr__(name: str) -> Any:

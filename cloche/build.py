@@ -49,7 +49,9 @@ class Data:
         return next(name for name in ("test", "validation", "train") if len(self.rows[name]))
 
 
-def open_data(recipe: Recipe, device: torch.device, say: Callable[[str], None] = lambda text: None, prepare: Any = None, store: Store | None = None) -> Data:
+def open_data(
+    recipe: Recipe, device: torch.device, say: Callable[[str], None] = lambda text: None, prepare: Any = None, store: Store | None = None
+) -> Data:
     """Read, split, fit on the training part. `prepare`: a run's own, then nothing is fitted."""
     config = recipe.data
     store = store or open_store(config, say)
@@ -108,9 +110,13 @@ def task_of(recipe: Recipe, facts: dict[str, Any]) -> tuple[Recipe, Task]:
         raise RecipeError([Fault('task.kind = "own"', _("is for cloche.fit in Python"), '"classify"')])
     recipe = recipe.model_copy(update={"task": recipe.task.resolve(facts["outputs"], facts["multi"])})
     if recipe.task.kind == "classify" and not facts["labels"]:
-        raise RecipeError([Fault('task.kind = "classify"', _("the labels of this data are numbers"), '"regress"', ("task.kind", "regress"))])
+        raise RecipeError(
+            [Fault('task.kind = "classify"', _("the labels of this data are numbers"), '"regress"', ("task.kind", "regress"))]
+        )
     if recipe.task.kind == "regress" and facts["labels"]:
-        raise RecipeError([Fault('task.kind = "regress"', _("the labels of this data are classes"), '"classify"', ("task.kind", "classify"))])
+        raise RecipeError(
+            [Fault('task.kind = "regress"', _("the labels of this data are classes"), '"classify"', ("task.kind", "classify"))]
+        )
     if facts["labels"] and len(facts["labels"]) < 2:
         raise UserError(_("only one class: {name}").format(name=facts["labels"][0]), "", _("a classifier needs at least two"))
     return recipe, recipe.task.build(tuple(facts["labels"]), facts["outputs"], facts["multi"])
@@ -129,7 +135,9 @@ def net_of(recipe: Recipe, inputs: Port, task: Task) -> nn.Module:
     try:
         net = recipe.net.build(inputs, task.outputs)
     except (ValueError, RuntimeError) as fault:  # RuntimeError: a net larger than the memory
-        raise RecipeError([Fault("net", str(fault).rpartition("Allocator: ")[2], _("make the net smaller") * isinstance(fault, RuntimeError))]) from None
+        raise RecipeError(
+            [Fault("net", str(fault).rpartition("Allocator: ")[2], _("make the net smaller") * isinstance(fault, RuntimeError))]
+        ) from None
     finally:
         torch.set_rng_state(outside)
     if recipe.train.batch < 2 * recipe.train.chunks and any(isinstance(m, BatchNorm) for m in net.modules()):

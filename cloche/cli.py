@@ -18,7 +18,16 @@ from cloche import __version__, start
 from cloche.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, UserError
 from cloche.words import _
 
-VERBS = {"fit": "train", "run": "train", "resume": "train", "test": "evaluate", "eval": "evaluate", "score": "evaluate", "infer": "predict", "classify": "predict"}
+VERBS = {
+    "fit": "train",
+    "run": "train",
+    "resume": "train",
+    "test": "evaluate",
+    "eval": "evaluate",
+    "score": "evaluate",
+    "infer": "predict",
+    "classify": "predict",
+}
 ALIASES = {"epochs": "train.epochs", "batch": "train.batch", "lr": "optim.lr", "seed": "train.seed"}
 
 
@@ -35,7 +44,11 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             near = VERBS.get(value) or next(iter(difflib.get_close_matches(value, list(action.choices), 1)), "")
             what = _('there is no verb "{name}"') if action.dest == "verb" else _('there is no list "{name}"')
-            found = _("did you mean: {command}").format(command=f"{self.prog} {near}") if near in action.choices else _("there are {names}").format(names=", ".join(action.choices))
+            found = (
+                _("did you mean: {command}").format(command=f"{self.prog} {near}")
+                if near in action.choices
+                else _("there are {names}").format(names=", ".join(action.choices))
+            )
             raise UserError(what.format(name=value), found, _("see {command} --help").format(command=self.prog), name="usage")
 
     def error(self, message: str) -> Any:
@@ -46,7 +59,11 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     gettext.bindtextdomain("cloche", str(Path(__file__).parent / "lang"))  # argparse looks its own words up in the global domain
     gettext.textdomain("cloche")
-    top = Parser(prog="cloche", description=_("From your own data to a trained, measured, explained network."), epilog=_("Start with: cloche train digits"))
+    top = Parser(
+        prog="cloche",
+        description=_("From your own data to a trained, measured, explained network."),
+        epilog=_("Start with: cloche train digits"),
+    )
     top.add_argument("--version", action="version", version=f"cloche {__version__}", help=_("show program's version number and exit"))
     verbs = top.add_subparsers(dest="verb", metavar=_("VERB"), parser_class=Parser)
 
@@ -73,7 +90,9 @@ def parser() -> Parser:
     p.add_argument("inputs", nargs="+", metavar="INPUT", help=_("a picture, or a row of numbers in quotes"))
     p = verb("explain", _("the layers of a recipe, or one training step of a run on one input"), _explain)
     p.add_argument("what", metavar="RECIPE|RUN")
-    p.add_argument("input", nargs="?", metavar="INPUT", help=_("a picture, or a row of numbers in quotes; else the first validation example"))
+    p.add_argument(
+        "input", nargs="?", metavar="INPUT", help=_("a picture, or a row of numbers in quotes; else the first validation example")
+    )
     p.add_argument("--label", metavar="K", help=_("the true class; else the predicted one"))
     p.add_argument("--at", metavar="LAYER:C,Y,X", help=_("show the products whose sum is one number of a map, such as conv1:0,5,7"))
     p.add_argument("--out", metavar="FOLDER", help=_("where the pictures go; RUN/report if not given"))
@@ -87,7 +106,9 @@ def parser() -> Parser:
 
 
 def _settable(p: Parser) -> None:
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=_("a key of the recipe, such as optim.lr=0.01; may be repeated"))
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=_("a key of the recipe, such as optim.lr=0.01; may be repeated")
+    )
     for name, key in ALIASES.items():
         p.add_argument(f"--{name}", metavar=name[0].upper(), help=_("short for --set {key}=…").format(key=key))
 
@@ -111,7 +132,12 @@ def run(argv: list[str]) -> int:
         _tell(UserError(_("interrupted"), code=INTERRUPTED, name="interrupted"), as_json)
         return INTERRUPTED
     except OSError as fault:  # the machine's: no room for the output, a name too long, a folder that may not be read
-        _tell(UserError(fault.strerror or str(fault), str(fault.filename or ""), _("look at that path or disk, then type it again"), name="system"), as_json and bool(fault.filename))
+        _tell(
+            UserError(
+                fault.strerror or str(fault), str(fault.filename or ""), _("look at that path or disk, then type it again"), name="system"
+            ),
+            as_json and bool(fault.filename),
+        )
         return WRONG_INPUT if fault.filename else FAILED
     except Exception as fault:  # a bug of ours: say so, keep the trace for the report, not for the eye
         trace = Path(f"cloche-fault-{os.getpid()}.txt")
@@ -119,7 +145,16 @@ def run(argv: list[str]) -> int:
             trace.write_text(traceback.format_exc(), encoding="utf-8")
         except OSError:
             traceback.print_exc()
-        _tell(UserError(_("cloche itself failed: {why}").format(why=f"{type(fault).__name__}: {fault}"), _("the trace is in {path}").format(path=trace), _("please report it"), code=FAILED, name="bug"), as_json)
+        _tell(
+            UserError(
+                _("cloche itself failed: {why}").format(why=f"{type(fault).__name__}: {fault}"),
+                _("the trace is in {path}").format(path=trace),
+                _("please report it"),
+                code=FAILED,
+                name="bug",
+            ),
+            as_json,
+        )
         return FAILED
 
 

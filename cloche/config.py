@@ -18,14 +18,15 @@ from cloche.words import _, _n
 ALIASES = {
     alias: key
     for key, aliases in {
-        "data.source": "path dataset", "data.pixels": "image_size img_size size resize", "data.validation": "val_split", "data.test": "test_split test_size",
-        "data.augment": "augmentation", "net.kind": "model network arch type", "net.dropout": "dropout_rate", "net.hidden": "hidden_size",
-        "net.widths": "hidden_sizes layers hidden_layers", "net.stages": "filters", "net.kernel": "kernel_size", "net.norm": "batch_norm",
-        "task.loss": "criterion", "optim.kind": "optimizer optimiser", "optim.lr": "learning_rate lr eta alpha", "optim.weight_decay": "wd l2",
+        "data.source": "path dataset", "data.pixels": "image_size img_size size resize", "data.validation": "val_split",
+        "data.test": "test_split test_size", "data.augment": "augmentation", "net.kind": "model network arch type",
+        "net.dropout": "dropout_rate", "net.hidden": "hidden_size", "net.widths": "hidden_sizes layers hidden_layers",
+        "net.stages": "filters", "net.kernel": "kernel_size", "net.norm": "batch_norm", "task.loss": "criterion",
+        "optim.kind": "optimizer optimiser", "optim.lr": "learning_rate lr eta alpha", "optim.weight_decay": "wd l2",
         "optim.schedule": "scheduler lr_scheduler", "optim.clip": "grad_clip max_grad_norm", "train.batch": "batch_size bs",
-        "train.epochs": "num_epochs n_epochs max_epochs epoch", "train.steps": "max_steps iterations", "train.seed": "random_state random_seed",
-        "train.chunks": "accumulate grad_accum gradient_accumulation_steps", "train.precision": "amp dtype", "train.patience": "early_stopping",
-        "train.device": "gpu",
+        "train.epochs": "num_epochs n_epochs max_epochs epoch", "train.steps": "max_steps iterations",
+        "train.seed": "random_state random_seed", "train.chunks": "accumulate grad_accum gradient_accumulation_steps",
+        "train.precision": "amp dtype", "train.patience": "early_stopping", "train.device": "gpu",
     }.items()
     for alias in aliases.split()
 }  # fmt: skip
@@ -71,7 +72,9 @@ class RecipeError(UserError):
         cells = [(f.key, f.wrong, *f"{'→ ' if f.do else ''}{f.do}".partition("   ")[::2]) for f in self.faults]
         wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
         rows = ["   ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip() for row in cells]
-        super().__init__(head.format(n=len(self.faults)), "\n  ".join(rows), command and _("Try:  {command}").format(command=command), name="recipe")
+        super().__init__(
+            head.format(n=len(self.faults)), "\n  ".join(rows), command and _("Try:  {command}").format(command=command), name="recipe"
+        )
 
     def retold(self, words: list[str]) -> "RecipeError":
         """The faults in the order in which they were typed, and the command that mends them all, where every one can be mended by --set."""
@@ -82,7 +85,9 @@ class RecipeError(UserError):
         for f, key in zip(self.faults, keys, strict=True):
             mended[typed.get(key, f"set {key}")] = f"{'' if key in typed else '--set '}{'='.join(f.mend)}"
         command = "cloche " + " ".join(w if w.startswith("--set ") else shlex.quote(w) for w in mended.values())
-        return RecipeError([f for _key, f in sorted(zip(keys, self.faults, strict=True), key=lambda kf: typed.get(kf[0], len(words)))], can * command)
+        return RecipeError(
+            [f for _key, f in sorted(zip(keys, self.faults, strict=True), key=lambda kf: typed.get(kf[0], len(words)))], can * command
+        )
 
     def __str__(self) -> str:
         return "\n".join(line for line in (self.what, f"  {self.found}", self.do) if line)
@@ -141,7 +146,14 @@ def faults_of(error: ValidationError, table: str, config: type[BaseModel], raw: 
         elif kind == "literal_error":
             allowed = choices(known.get(key))
             near = nearest(str(value), allowed)
-            out.append(Fault(f"{key} = {show(value)}", _("not one of {allowed}").format(allowed=", ".join(allowed)), near and f'"{near}"', (key, near)))
+            out.append(
+                Fault(
+                    f"{key} = {show(value)}",
+                    _("not one of {allowed}").format(allowed=", ".join(allowed)),
+                    near and f'"{near}"',
+                    (key, near),
+                )
+            )
         elif kind == "value_error":
             out.append(Fault(f"{key} = {show(value)}", str(more["error"])))
         else:
@@ -190,5 +202,14 @@ def _expected(kind: str, more: dict[str, Any]) -> str:
     }
     if kind in bounds:
         return bounds[kind]()
-    types = {"int": _("a whole number"), "float": _("a number"), "string": _("text in quotes"), "bool": _("true or false"), "tuple": _("a list in brackets"), "list": _("a list in brackets"), "model": _("a table"), "dict": _("a table")}
+    types = {
+        "int": _("a whole number"),
+        "float": _("a number"),
+        "string": _("text in quotes"),
+        "bool": _("true or false"),
+        "tuple": _("a list in brackets"),
+        "list": _("a list in brackets"),
+        "model": _("a table"),
+        "dict": _("a table"),
+    }
     return _("must be {type}").format(type=types.get(kind.partition("_")[0], kind))

@@ -1,4 +1,4 @@
-"""The recipe: five tables as one model. As written → parsed (all faults at once) → resolved from facts (no "auto" left but what is measured)."""
+"""The recipe: five tables as one model. As written → parsed (all faults at once) → resolved from facts."""
 
 from importlib import resources
 from pathlib import Path
@@ -141,11 +141,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
             text = f.read(1 << 20)
         return tomllib.loads(text.decode("utf-8"))
     except FileNotFoundError:
-        raise UserError(_("there is no file {path}").format(path=path), "", _("the shipped recipes are {names}").format(names=", ".join(shipped()))) from None
+        raise UserError(
+            _("there is no file {path}").format(path=path), "", _("the shipped recipes are {names}").format(names=", ".join(shipped()))
+        ) from None
     except UnicodeDecodeError as fault:
         raise UserError(_("{path} is not UTF-8").format(path=path), _("byte {n}").format(n=fault.start), _("save it as UTF-8")) from None
     except (OSError, tomllib.TOMLDecodeError, RecursionError) as fault:
-        raise UserError(_("{path} is not a recipe: {why}").format(path=path, why=fault), "", _("a recipe is a TOML file; see: cloche list recipes")) from None
+        raise UserError(
+            _("{path} is not a recipe: {why}").format(path=path, why=fault), "", _("a recipe is a TOML file; see: cloche list recipes")
+        ) from None
 
 
 def change(raw: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
@@ -182,8 +186,14 @@ def parse(raw: dict[str, Any], name: str = "") -> Recipe:
     Raises: RecipeError with every fault; UserError for a format that this version does not read.
     """
     if (found := raw.get("format")) != FORMAT:
-        newer = _("Update cloche.") if type(found) is int and found > FORMAT else _("write format = {n} into its first line").format(n=FORMAT)
-        raise UserError(_("the recipe {name} is of another format").format(name=name), _("format = {n} expected, {found} found").format(n=FORMAT, found=show(found)), newer)
+        newer = (
+            _("Update cloche.") if type(found) is int and found > FORMAT else _("write format = {n} into its first line").format(n=FORMAT)
+        )
+        raise UserError(
+            _("the recipe {name} is of another format").format(name=name),
+            _("format = {n} expected, {found} found").format(n=FORMAT, found=show(found)),
+            newer,
+        )
     faults, built = [], {}
     known = {k: f for t, (kinds, _noun, _kind) in TABLES.items() for c in kinds.values() for k, f in keys_of(c, t).items()}
     known |= {k: f for t, c in SINGLE.items() for k, f in keys_of(c, t).items()}
@@ -233,7 +243,10 @@ def _table(table: str, config: type[Frozen], raw: dict[str, Any], faults: list[F
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors."""
-    tables = {t: {"oneOf": [c.model_json_schema() for k, c in kinds.items() if k not in ("module", "own")]} for t, (kinds, _noun, _default) in TABLES.items()}
+    tables = {
+        t: {"oneOf": [c.model_json_schema() for k, c in kinds.items() if k not in ("module", "own")]}
+        for t, (kinds, _noun, _default) in TABLES.items()
+    }
     single = {t: c.model_json_schema() for t, c in SINGLE.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -29,4 +29,4 @@ def tune_allocator() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):  # musl has no mallopt
         return False
-    return all([libc.mallopt(option, value) for option, value in SETTINGS])
+    return all(libc.mallopt(option, value) for option, value in SETTINGS)

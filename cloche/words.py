@@ -45,13 +45,10 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """Bytes as a person reads them: 38_144_296 → "38.1 MB"."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            break
-        count /= 1000
-    else:
-        unit = "GB"
-    return f"{number(count, 0 if unit == 'B' or count >= 100 else 1)} {unit}"
+    unit = 0
+    while count >= 1000 and unit < 3:
+        count, unit = count / 1000, unit + 1
+    return f"{number(count, 0 if unit == 0 or count >= 100 else 1)} {('B', 'kB', 'MB', 'GB')[unit]}"
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

@@ -1,7 +1,7 @@
 """Extract the messages of cloche, update every catalogue in this folder and compile it into the package.
 
-    python lang/words.py            # write lang/*.po and cloche/lang/*/LC_MESSAGES/cloche.mo
-    python lang/words.py --check    # say what is missing or stale; exit code 1 when something is
+python lang/words.py            # write lang/*.po and cloche/lang/*/LC_MESSAGES/cloche.mo
+python lang/words.py --check    # say what is missing or stale; exit code 1 when something is
 """
 
 import io
@@ -22,7 +22,9 @@ KEYWORDS = {"_": None, "_n": (1, 2)}
 def template() -> Catalog:
     """Every message of the package's Python and of its pages, where they are written _("…")."""
     found = Catalog(project="cloche", charset="utf-8")
-    for name, line, message, comments, _context in extract_from_dir(PACKAGE, [("**.py", "python")], keywords=KEYWORDS, comment_tags=("Translators:",)):
+    for name, line, message, comments, _context in extract_from_dir(
+        PACKAGE, [("**.py", "python")], keywords=KEYWORDS, comment_tags=("Translators:",)
+    ):
         found.add(message, locations=[(f"cloche/{name}", line)], auto_comments=comments)
     for page in sorted(PACKAGE.rglob("*.html")):
         for message in re.findall(r'_\("((?:[^"\\]|\\.)*)"\)', page.read_text(encoding="utf-8")):
@@ -35,10 +37,20 @@ def template() -> Catalog:
 def argparse_words() -> list[str]:
     """What argparse itself says; it looks its words up in our catalogue."""
     return [
-        "usage: ", "options", "positional arguments", "show this help message and exit", "show program's version number and exit",
-        "the following arguments are required: %s", "unrecognized arguments: %s", "expected one argument", "argument %(argument_name)s: %(message)s",
-        "invalid choice: %(value)r (choose from %(choices)s)", "invalid %(type)s value: %(value)r", "expected at least one argument", "ignored explicit argument %r",
-    ]  # fmt: skip
+        "usage: ",
+        "options",
+        "positional arguments",
+        "show this help message and exit",
+        "show program's version number and exit",
+        "the following arguments are required: %s",
+        "unrecognized arguments: %s",
+        "expected one argument",
+        "argument %(argument_name)s: %(message)s",
+        "invalid choice: %(value)r (choose from %(choices)s)",
+        "invalid %(type)s value: %(value)r",
+        "expected at least one argument",
+        "ignored explicit argument %r",
+    ]
 
 
 def updated(path: Path, fresh: Catalog) -> Catalog:
@@ -77,7 +89,9 @@ def faults(path: Path, catalogue: Catalog) -> list[str]:
         asked = set(re.findall(r"\{\w+\}|%\(\w+\)[rs]|%[rs]", m.id[-1] if isinstance(m.id, (tuple, list)) else m.id))
         if not all(forms):
             out.append(f"{path.name}: no words for {m.id!r}")
-        elif any(set(re.findall(r"\{\w+\}|%\(\w+\)[rs]|%[rs]", f)) - asked for f in forms) or asked - set(re.findall(r"\{\w+\}|%\(\w+\)[rs]|%[rs]", forms[-1])):
+        elif any(set(re.findall(r"\{\w+\}|%\(\w+\)[rs]|%[rs]", f)) - asked for f in forms) or asked - set(
+            re.findall(r"\{\w+\}|%\(\w+\)[rs]|%[rs]", forms[-1])
+        ):
             out.append(f"{path.name}: other placeholders in {m.id!r}")
     mo = PACKAGE / "lang" / path.stem / "LC_MESSAGES" / "cloche.mo"
     if not mo.exists() or messages(read_mo(io.BytesIO(mo.read_bytes()))) != messages(catalogue):

@@ -257,6 +257,19 @@ def test_any_class_name_trains_evaluates_and_predicts(classes, shown, cloche, tm
     assert json.loads(Path("runs/photos/facts.json").read_text())["labels"] == sorted(classes)
 
 
+@posix
+def test_names_that_are_not_utf8(cloche, tmp_path):
+    """As data they cannot stand in a recipe; as a run folder or a picture they can."""
+    if sys.platform == "darwin":
+        pytest.skip("not run: needs a file system whose names are bytes")
+    pictures(tmp_path / "ph\udcff")
+    code, _out, told = cloche("train", "./ph\udcff")
+    assert code == WRONG_INPUT and r"the name './ph\udcff' is not UTF-8" in told and "rename it" in told
+    assert cloche("train", "spirals", *POINTS, "--out", "r\udcff")[0] == DONE
+    assert cloche("evaluate", "r\udcff")[0] == DONE
+    assert Path("r\udcff/report/index.html").exists()
+
+
 # --- predict ----------------------------------------------------------------------------------------------------------------------
 
 

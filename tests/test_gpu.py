@@ -12,7 +12,9 @@ TINY = {"data.pixels": 16, "net.stages": [[8], [16]], "net.hidden": 32, "net.nor
 def test_the_cuda_path_learns_what_the_cpu_learns(tmp_path):
     """The same rows in the same order, fillers in the last chunk; dropout draws differ between devices, so it is off."""
     sets = {**TINY, "net.dropout": 0.0, "train.layout": "plain"}
-    runs = {d: train("digits", sets={**sets, "train.device": d}, options=Options(out=str(tmp_path / d), quiet=True)) for d in ("cpu", "cuda")}
+    runs = {
+        d: train("digits", sets={**sets, "train.device": d}, options=Options(out=str(tmp_path / d), quiet=True)) for d in ("cpu", "cuda")
+    }
     for (name, a), b in zip(runs["cpu"].net.state_dict().items(), runs["cuda"].net.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b.cpu(), rtol=2e-2, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
     assert abs(runs["cpu"].results["metrics"]["accuracy"] - runs["cuda"].results["metrics"]["accuracy"]) < 0.05
@@ -20,5 +22,9 @@ def test_the_cuda_path_learns_what_the_cpu_learns(tmp_path):
 
 @pytest.mark.gpu
 def test_bf16_on_cuda_learns(tmp_path):
-    model = train("digits", sets={**TINY, "train.steps": 200, "train.precision": "auto", "train.device": "cuda"}, options=Options(out=str(tmp_path / "r"), quiet=True))
+    model = train(
+        "digits",
+        sets={**TINY, "train.steps": 200, "train.precision": "auto", "train.device": "cuda"},
+        options=Options(out=str(tmp_path / "r"), quiet=True),
+    )
     assert model.results["metrics"]["accuracy"] > 0.9

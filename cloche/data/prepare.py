@@ -68,7 +68,14 @@ class PicturesPrepare(Frozen):
 
     @classmethod
     def fit(cls, store: "RowsOf", ids: np.ndarray, config: PicturesConfig) -> "PicturesPrepare":
-        plain = cls(pixels=config.pixels, channels=config.channels, mean=(0.0,) * config.channels, std=(1.0,) * config.channels, labels=tuple(store.labels), augment=config.augment)
+        plain = cls(
+            pixels=config.pixels,
+            channels=config.channels,
+            mean=(0.0,) * config.channels,
+            std=(1.0,) * config.channels,
+            labels=tuple(store.labels),
+            augment=config.augment,
+        )
         if not config.normalize:
             return plain
         mean, std = _moments(plain.inputs(store.rows(i)).transpose(0, 1).flatten(1).T for i in _batches(ids))
@@ -84,7 +91,9 @@ class PicturesPrepare(Frozen):
             array = given[..., None] if given.ndim == 2 else given
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or max(array.shape[:2]) > self.pixels:
                 raise UserError(
-                    _("an array for a picture is uint8, (h, w) or (h, w, 1 or 3), at most {pixels} pixels a side").format(pixels=self.pixels),
+                    _("an array for a picture is uint8, (h, w) or (h, w, 1 or 3), at most {pixels} pixels a side").format(
+                        pixels=self.pixels
+                    ),
                     f"{given.dtype} {given.shape}",
                     _("give the file instead: it is reduced as the training pictures were"),
                 )
@@ -93,7 +102,11 @@ class PicturesPrepare(Frozen):
                 array = decode(given if isinstance(given, bytes) else Path(given), self.pixels).array
             except Unreadable as fault:
                 name = _("the bytes") if isinstance(given, bytes) else given
-                raise UserError(_("{path} cannot be read as a picture").format(path=name), str(fault), _("give a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM file")) from None
+                raise UserError(
+                    _("{path} cannot be read as a picture").format(path=name),
+                    str(fault),
+                    _("give a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM file"),
+                ) from None
         return {"image": array, "size": np.array(array.shape[:2], np.int32)}
 
     def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
@@ -157,7 +170,11 @@ class ColumnsPrepare(Frozen):
             row = np.empty(0, np.float32)
         wanted = int(np.prod(self.shape))
         if row.size != wanted or not np.isfinite(row).all():
-            raise UserError(_("a row of this run is {n} numbers").format(n=wanted), str(given), _('for example "{example}"').format(example=" ".join(["0.5"] * wanted)))
+            raise UserError(
+                _("a row of this run is {n} numbers").format(n=wanted),
+                str(given),
+                _('for example "{example}"').format(example=" ".join(["0.5"] * wanted)),
+            )
         return {"columns": row.reshape(self.shape)}
 
     def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:

@@ -24,17 +24,33 @@ def split(digest: np.ndarray, label: np.ndarray, given: np.ndarray, validation: 
     n, part = len(digest), given.copy()
     official = bool((given != NONE).any())
     if official and fold:
-        raise UserError(_("this data has its own test part, so there are no folds to rotate"), _("data.fold = {fold}").format(fold=fold), _("leave out --folds"))
+        raise UserError(
+            _("this data has its own test part, so there are no folds to rotate"),
+            _("data.fold = {fold}").format(fold=fold),
+            _("leave out --folds"),
+        )
     if official:
         test = 0.0
     elif fold and round((fold + 1) * test, 9) > 1:
-        raise UserError(_("there is no such fold"), _("data.fold = {fold} with data.test = {test}").format(fold=fold, test=test), _("folds run from 0 to {last}").format(last=int(1 / test + 1e-9) - 1 if test else 0))
+        raise UserError(
+            _("there is no such fold"),
+            _("data.fold = {fold} with data.test = {test}").format(fold=fold, test=test),
+            _("folds run from 0 to {last}").format(last=int(1 / test + 1e-9) - 1 if test else 0),
+        )
     free = np.flatnonzero((given != TEST) & (given != VALIDATION)) if official else np.arange(n)
     if not (given == VALIDATION).any() or not official:
         part[free] = _ranked(digest[free], _classes(label)[free], validation, test, fold)
-    rows = {"train": np.flatnonzero((part != VALIDATION) & (part != TEST)), "validation": np.flatnonzero(part == VALIDATION), "test": np.flatnonzero(part == TEST)}
+    rows = {
+        "train": np.flatnonzero((part != VALIDATION) & (part != TEST)),
+        "validation": np.flatnonzero(part == VALIDATION),
+        "test": np.flatnonzero(part == TEST),
+    }
     if not len(rows["train"]):
-        raise UserError(_("nothing is left to train on"), _("{n} examples").format(n=number(n)), _("lower data.validation and data.test, or add examples"))
+        raise UserError(
+            _("nothing is left to train on"),
+            _("{n} examples").format(n=number(n)),
+            _("lower data.validation and data.test, or add examples"),
+        )
     return rows
 
 
@@ -78,4 +94,8 @@ def check_classes(label: np.ndarray, labels: list[str], rows: dict[str, np.ndarr
     if label.ndim == 1 and labels:
         missing = [labels[c] for c in np.setdiff1d(label, label[rows["train"]])]
         if missing:
-            raise UserError(_("the training part has no example of {names}").format(names=listed(missing)), "", _("add examples of it, or lower data.test and data.validation"))
+            raise UserError(
+                _("the training part has no example of {names}").format(names=listed(missing)),
+                "",
+                _("add examples of it, or lower data.test and data.validation"),
+            )

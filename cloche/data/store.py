@@ -21,7 +21,7 @@ from cloche.config import nearest
 from cloche.data.prepare import DataConfig
 from cloche.data.read.builtin import BUILTIN
 from cloche.data.read.examples import Examples
-from cloche.data.read.folder import looks_like_pictures, read_folder
+from cloche.data.read.folder import read_folder
 from cloche.data.read.idx import looks_like_idx, read_idx
 from cloche.errors import UserError
 from cloche.words import _
@@ -76,11 +76,13 @@ def kind_of(source: str) -> str:
         near = nearest(source, BUILTIN) or nearest(path.name, beside)
         raise UserError(
             _("there is no data at {path}").format(path=source or '""'),
-            _('the nearest name is "{near}"').format(near=near) if near else _("neither a path nor one of the sets that need no download: {names}").format(names=", ".join(BUILTIN)),
+            _('the nearest name is "{near}"').format(near=near)
+            if near
+            else _("neither a path nor one of the sets that need no download: {names}").format(names=", ".join(BUILTIN)),
             _("give the path of your data with --data PATH"),
         )
-    if path.is_dir() and (looks_like_idx(path) or looks_like_pictures(path) or not any(path.iterdir())):
-        return "pictures"
+    if path.is_dir() and any("\ud800" <= c <= "\udfff" for c in source):  # a recipe is TOML, and TOML is UTF-8
+        raise UserError(_("the name {path} is not UTF-8").format(path=ascii(source)), "", _("rename it"))
     if path.is_dir():
         return "pictures"  # its reader says what lacks
     raise UserError(

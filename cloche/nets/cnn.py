@@ -25,10 +25,14 @@ Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, 
 
 class CnnConfig(Frozen):
     kind: Literal["cnn"] = "cnn"
-    stages: tuple[Widths, ...] = Field(((32, 64), (128,)), strict=False, min_length=1, description=_("channels of each convolution, by stage"))
+    stages: tuple[Widths, ...] = Field(
+        ((32, 64), (128,)), strict=False, min_length=1, description=_("channels of each convolution, by stage")
+    )
     kernel: int = Field(3, ge=1, le=99, description=_("side of the kernel in pixels"))
     stride: int = Field(1, ge=1, description=_("how far the kernel slides"))
-    padding: Annotated[int, Field(ge=0, le=99)] | Literal["same"] = Field("same", description=_('rows of zeros around a picture; "same" keeps its side at stride 1'))
+    padding: Annotated[int, Field(ge=0, le=99)] | Literal["same"] = Field(
+        "same", description=_('rows of zeros around a picture; "same" keeps its side at stride 1')
+    )
     pool: Literal["max", "average"] = Field("max", description=_("what a 2×2 pooling keeps"))
     norm: Literal["none", "batch"] = Field("none", description=_("normalisation before the activation"))
     activation: Activation = Field("relu", description=_("what follows each convolution and hidden layer"))
@@ -57,14 +61,18 @@ class CnnConfig(Frozen):
     def build(self, inputs: Port, outputs: Port) -> "Cnn":
         """Raises: ValueError when a stage leaves nothing of the picture."""
         if len(inputs.shape) != 3:
-            raise ValueError(_("net.kind = cnn needs pictures; this data is a {kind} of {shape}. Choose mlp").format(kind=inputs.kind, shape=inputs.shape))
+            raise ValueError(
+                _("net.kind = cnn needs pictures; this data is a {kind} of {shape}. Choose mlp").format(
+                    kind=inputs.kind, shape=inputs.shape
+                )
+            )
         channels, side = inputs.shape[0], inputs.shape[1]
         for n, left in enumerate(self.sides(side), 1):
             if left < 1:
                 raise ValueError(
-                    _("stage {n} of net.stages leaves nothing of a picture with {side} pixels a side. Fewer stages, a smaller kernel or stride, or more data.pixels").format(
-                        n=n, side=side
-                    )
+                    _("stage {n} of net.stages leaves nothing of a picture with {side} pixels a side.").format(n=n, side=side)
+                    + " "
+                    + _("Fewer stages, a smaller kernel or stride, or more data.pixels")
                 )
         return Cnn(channels, side, math.prod(outputs.shape), self)
 

@@ -20,6 +20,8 @@ class Task(Protocol):
 
     def count(self, chunk: Chunk) -> Tensor: ...  # () what a step's loss is divided by; before any forward pass
     def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]: ...  # () float32 sum over rows; sums for the log
-    def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]: ...  # sums; loss and predicted by row
+    def measure(
+        self, nets: Nets, chunk: Chunk, carry: Carry
+    ) -> tuple[Sums, Carry, dict[str, Tensor]]: ...  # sums; loss and predicted by row
     def answer(self, nets: Nets, chunk: Chunk) -> list[Any]: ...  # what a person gets: predict, generate, serve
     def figures(self, sums: Sums) -> dict[str, Figure]: ...

@@ -16,7 +16,9 @@ from cloche.words import _
 
 class ClassifyConfig(Frozen):
     kind: Literal["classify"] = "classify"
-    loss: Literal["auto", "cross_entropy", "bce"] = Field("auto", description=_("softmax and cross-entropy over classes, or a yes or no for each label"))
+    loss: Literal["auto", "cross_entropy", "bce"] = Field(
+        "auto", description=_("softmax and cross-entropy over classes, or a yes or no for each label")
+    )
 
     def resolve(self, outputs: int, multi: bool) -> "ClassifyConfig":
         """auto: cross-entropy for three classes and more, BCE for two or for several labels at once."""

@@ -44,7 +44,7 @@ def share(right: float, n: float) -> Figure:
         return Figure(math.nan, math.nan, math.nan, 0)
     p, z = right / n, 1.959964
     middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Figure(p, max(0.0, middle - half), min(1.0, middle + half), int(n))
+    return Figure(p, 0.0 if right == 0 else middle - half, 1.0 if right == n else middle + half, int(n))
 
 
 def mean(total: float, squares: float, n: float) -> Figure:
@@ -73,7 +73,7 @@ def scores(hits: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> dict
 
 
 def averages(table: dict[str, np.ndarray], every: bool = False) -> dict[str, float]:
-    """Macro and weighted means of precision, recall and F1, as scikit-learn: over classes that occur or were predicted, or over `every` label."""
+    """Macro and weighted means of precision, recall and F1, as scikit-learn: over classes that occur or are predicted, or `every` one."""
     there = (table["support"] > 0) | (table["predicted"] > 0) | every
     weight = table["support"] / max(table["support"].sum(), 1)
     out = {}

@@ -51,7 +51,7 @@ class Regress:
         n = float(sums["n"])
         mse = mean(float(sums["loss"]), float(sums["squares"]), n)
         variance = float((sums["yy"] / n - (sums["y"] / n).square()).mean())
-        r2 = Figure(1 - mse.value / variance if variance > 0 else float("nan"), n=int(n))
+        r2 = Figure(1 - mse.value / variance if variance > 0 else 0.0, n=int(n))
         return {"mse": mse, "mae": Figure(float(sums["absolute"]) / n, n=int(n)), "r2": r2, "loss": Figure(mse.value, n=int(n))}
 
     def baseline(self, label: np.ndarray, train: np.ndarray) -> tuple[Figure, str]:

@@ -1,12 +1,29 @@
 """What a person sees while it works: lines on stderr, the current one redrawn where there is a terminal."""
 
+import contextlib
 import sys
 import time
 from typing import TextIO
 
 from cloche.words import _, duration, number
 
-PLAIN = str.maketrans({"━": "=", "─": "-", "·": "-", "→": "->", "×": "x", "±": "+-", "–": "-", "…": "...", "\u00a0": " ", "½": "1/2", "▸": ">", "“": '"', "”": '"'})
+PLAIN = str.maketrans(
+    {
+        "━": "=",
+        "─": "-",
+        "·": "-",
+        "→": "->",
+        "×": "x",
+        "±": "+-",
+        "–": "-",
+        "…": "...",
+        "\u00a0": " ",
+        "½": "1/2",
+        "▸": ">",
+        "“": '"',
+        "”": '"',
+    }
+)
 BAR = 20
 
 
@@ -21,13 +38,11 @@ def printable(text: str, stream: TextIO) -> str:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """A line for the person. A closed terminal or pipe does not end a run."""
+    """A line for the person. A terminal, pipe or disk that takes no more does not end a run."""
     stream = stream or sys.stderr
-    try:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: descriptor 2 was closed, so there is no stream
         stream.write(printable(text, stream) + "\n")
         stream.flush()
-    except (BrokenPipeError, ValueError):
-        return
 
 
 class Progress:
@@ -35,9 +50,8 @@ class Progress:
 
     def __init__(self, epochs: int, noun: str, quiet: bool = False) -> None:
         self.epochs, self.noun, self.quiet = epochs, noun, quiet
-        self.live = not quiet and sys.stderr.isatty()
+        self.live = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._shown = 0.0
-        self._width = 0
 
     def step(self, epoch: int, share: float, figures: str, rate: float, left_s: float) -> None:
         """Called after every step; draws at most ten times a second."""
@@ -66,5 +80,5 @@ class Progress:
         try:
             sys.stderr.write("\r\x1b[2K" + printable(line, sys.stderr) + ("" if redraw else "\n"))
             sys.stderr.flush()
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):
             self.live = False

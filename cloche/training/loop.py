@@ -40,7 +40,9 @@ class TrainConfig(Frozen):
     patience: int = Field(0, ge=0, description=_("epochs without a better validation figure before stopping; 0 never stops early"))
     log_steps: int = Field(10, ge=1, description=_("steps between two lines of the log"))
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description=_("number format; auto tries on this machine"))
-    layout: Literal["auto", "plain", "channels_last"] = Field("auto", description=_("memory layout of pictures; auto tries on this machine"))
+    layout: Literal["auto", "plain", "channels_last"] = Field(
+        "auto", description=_("memory layout of pictures; auto tries on this machine")
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description=_("where it is trained: auto, cpu, cuda, cuda:1, mps"))
 
 
@@ -112,7 +114,11 @@ class State:
         return out | {f"seen/{k}": t for k, t in self.seen.items()} | {f"epoch_seen/{k}": t for k, t in self.epoch_seen.items()}
 
     def numbers(self) -> dict[str, Any]:
-        return {"best_value": [v if math.isfinite(v) else None for v in self.best_value], "best_step": self.best_step, "waited": self.waited}
+        return {
+            "best_value": [v if math.isfinite(v) else None for v in self.best_value],
+            "best_step": self.best_step,
+            "waited": self.waited,
+        }
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         device = self.bad_step.device
@@ -120,7 +126,9 @@ class State:
         try:
             self.load_weights(group("net"))
         except RuntimeError as fault:
-            raise UserError(_("the checkpoint does not fit this net"), str(fault).splitlines()[-1].strip(), _("start anew with --again")) from None
+            raise UserError(
+                _("the checkpoint does not fit this net"), str(fault).splitlines()[-1].strip(), _("start anew with --again")
+            ) from None
         kept = self.optimizer.state_dict()
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         for key, t in group("optim").items():
@@ -236,11 +244,13 @@ def add(a: Sums, b: Sums) -> Sums:
 
 def stopped(why: str) -> UserError:
     code = INTERRUPTED if why == "SIGINT" else STOPPED
-    return UserError(_("stopped; everything done so far is saved"), "", _("type the same command: it goes on where it was"), code=code, name="stopped")
+    return UserError(
+        _("stopped; everything done so far is saved"), "", _("type the same command: it goes on where it was"), code=code, name="stopped"
+    )
 
 
 def _figures(seen: Sums) -> str:
-    """"loss 0.142  accuracy 95.4 %" from the sums of the training passes."""
+    """ "loss 0.142  accuracy 95.4 %" from the sums of the training passes."""
     n, loss = float(seen["n"]), float(seen["loss"]) / float(seen["n"])
     text = _("loss {value}").format(value=number(loss, 3) if loss < 1e5 else f"{loss:.1e}")
     return text + (_("  accuracy {share}").format(share=percent(float(seen["right"]) / n)) if "right" in seen else "")
@@ -257,7 +267,10 @@ def _log(job: Job, run: Run, state: State, place: Place, norm: Tensor) -> None:
 
 
 def _check(job: Job, state: State) -> None:
-    """End the run when a gradient was not finite. The weights are still those of the last good step: play the bad one again to see whose it was."""
+    """End the run when a gradient was not finite.
+
+    The weights are still those of the last good step: play the bad one again to see whose it was.
+    """
     bad = int(state.bad_step)
     if bad < 0:
         return
@@ -272,7 +285,9 @@ def _check(job: Job, state: State) -> None:
     raise UserError(
         _("the loss or its gradient is not a finite number at step {step}; nothing from that step on was applied").format(step=bad + 1),
         whose + (_(" · layers {names}").format(names=listed(layers)) if layers else ""),
-        _("lower optim.lr (now {lr}) or set optim.clip = 1, and look at those examples; the last good state is kept").format(lr=job.optim.lr),
+        _("lower optim.lr (now {lr}) or set optim.clip = 1, and look at those examples; the last good state is kept").format(
+            lr=job.optim.lr
+        ),
         code=FAILED,
         name="not-finite",
     )
@@ -365,7 +380,15 @@ class Clock:
 
     def save(self, run: Run, state: State, place: Place) -> None:
         t0 = time.perf_counter()
-        run.save(place.step, state.tensors(), {"place": {"step": place.step, "epoch": place.epoch, "index": place.index}, "seconds": run.spent_s + t0 - self.begun, **state.numbers()})
+        run.save(
+            place.step,
+            state.tensors(),
+            {
+                "place": {"step": place.step, "epoch": place.epoch, "index": place.index},
+                "seconds": run.spent_s + t0 - self.begun,
+                **state.numbers(),
+            },
+        )
         self._saved = time.perf_counter()
         self._last_save_s = self._saved - t0
         self.saving_s += self._last_save_s

@@ -3,8 +3,8 @@
 Every optimizer obeys `found_inf`, a flag on the device: where it is 1, `step` changes neither weights nor state.
 """
 
-from typing import Annotated, Literal
 import math
+from typing import Annotated, Literal
 
 from pydantic import Field
 import torch
@@ -72,8 +72,13 @@ class AdamwConfig(OptimConfig):
     beta2: Decay = Field(0.999, description=_("memory of the mean of squared gradients"))
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        groups = [{"params": [p for p in parameters if p.ndim > 1]}, {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
-        return torch.optim.AdamW([g for g in groups if g["params"]], self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True)
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [g for g in groups if g["params"]], self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True
+        )
 
 
 class RmsProp(torch.optim.Optimizer):

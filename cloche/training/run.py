@@ -57,7 +57,9 @@ class Run:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
-            raise UserError(_("cannot make the folder {path}").format(path=self.path), fault.strerror or "", choose, name="read-only") from None
+            raise UserError(
+                _("cannot make the folder {path}").format(path=self.path), fault.strerror or "", choose, name="read-only"
+            ) from None
         self.lock = files.Lock(self.path)
         self.lock.__enter__()
         for folder in filter(Path.is_dir, (self.path, self.path / "checkpoints")):
@@ -69,7 +71,13 @@ class Run:
         try:
             found = tomllib.loads((self.path / "recipe.toml").read_text(encoding="utf-8"))
         except (OSError, ValueError) as fault:
-            raise UserError(_("{path} cannot be read").format(path=self.path / "recipe.toml"), str(fault), _("start anew with --again"), code=FAILED, name="damaged") from None
+            raise UserError(
+                _("{path} cannot be read").format(path=self.path / "recipe.toml"),
+                str(fault),
+                _("start anew with --again"),
+                code=FAILED,
+                name="damaged",
+            ) from None
         self._compare(found, recipe, files.read_json(self.path / "facts.json"), facts, allow)
         return found
 
@@ -126,7 +134,9 @@ class Run:
             except UserError as fault:
                 do = _("start anew with --again")
                 if len(found) > 1:
-                    do = _("delete {folder} and type the same command: it goes on from step {step}").format(folder=folder, step=found[-2][0])
+                    do = _("delete {folder} and type the same command: it goes on from step {step}").format(
+                        folder=folder, step=found[-2][0]
+                    )
                 raise UserError(fault.what, fault.found, do, code=FAILED, name=fault.name) from None
         if self.log.exists():
             os.truncate(self.log, min(keep, self.log.stat().st_size))
@@ -151,7 +161,9 @@ class Run:
 
     def _compare(self, was: dict[str, Any], now: dict[str, Any], old: dict[str, Any], new: dict[str, Any], allow: tuple[str, ...]) -> None:
         """A finished run needs the same recipe and data; one to go on with also the same threads, device and versions."""
-        old, new = ({**flat(r), **{f"facts.{k}": f.get(k) for k in (EXACT[:1] if self.finished else EXACT)}} for r, f in ((was, old), (now, new)))
+        old, new = (
+            {**flat(r), **{f"facts.{k}": f.get(k) for k in (EXACT[:1] if self.finished else EXACT)}} for r, f in ((was, old), (now, new))
+        )
         free = {k for k in old.keys() | new.keys() if k.startswith("expect.") or new.get(k) == "auto"} | {"data.source", *allow}
         differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
         if differ:

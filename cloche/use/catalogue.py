@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from cloche.config import choices, keys_of, show
-from cloche.recipe import TABLES, TrainConfig, find, schema, shipped
 from cloche.data.read.builtin import BUILTIN
+from cloche.recipe import TABLES, TrainConfig, find, schema, shipped
 from cloche.words import _
 
 WHICH = {"nets": "net", "tasks": "task", "data": "data", "optim": "optim"}
@@ -24,7 +24,11 @@ def catalogue(what: str) -> tuple[Any, str]:
     lines = []
     for kind, keys in found.items():
         lines.append(f"[{table}]" + (f' kind = "{kind}"' if what != "train" else ""))
-        lines += [f"  {key:<24} {f['default']:<22} {f['meaning']}" + (f"  ({', '.join(f['choices'])})" if f["choices"] else "") for key, f in keys.items() if not key.endswith(".kind")]
+        lines += [
+            f"  {key:<24} {f['default']:<22} {f['meaning']}" + (f"  ({', '.join(f['choices'])})" if f["choices"] else "")
+            for key, f in keys.items()
+            if not key.endswith(".kind")
+        ]
         lines.append("")
     if what == "data":
         lines.append(_("sets that need no download: {names}").format(names=", ".join(BUILTIN)))

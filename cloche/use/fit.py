@@ -16,7 +16,12 @@ from cloche.use.model import Model
 from cloche.use.train import Options, train_recipe
 from cloche.words import _
 
-BEGINNING = {"format": 1, "data": {"kind": "columns", "source": ARRAYS, "normalize": False}, "optim": {"kind": "adam"}, "train": {"epochs": 10}}
+BEGINNING = {
+    "format": 1,
+    "data": {"kind": "columns", "source": ARRAYS, "normalize": False},
+    "optim": {"kind": "adam"},
+    "train": {"epochs": 10},
+}
 
 
 def fit(
@@ -41,7 +46,9 @@ def fit(
     """
     wrong = [k for k in sets or {} if not k.startswith(("optim.", "train.")) and k not in ("data.validation", "data.test", "data.fold")]
     if wrong:
-        raise UserError(_("cloche.fit takes keys of [optim] and [train]"), ", ".join(wrong), _("the net and the task are the objects that you pass"))
+        raise UserError(
+            _("cloche.fit takes keys of [optim] and [train]"), ", ".join(wrong), _("the net and the task are the objects that you pass")
+        )
     if not any(p.requires_grad for p in module.parameters()):
         raise UserError(_("your module {name} has no weights to train").format(name=type(module).__name__))
     fields = {k: np.ascontiguousarray(v) for k, v in (x if isinstance(x, dict) else {"columns": np.asarray(x, np.float32)}).items()}
@@ -59,7 +66,11 @@ def _task_for(module: nn.Module, fields: dict[str, np.ndarray], examples: Exampl
         try:
             given = module(torch.from_numpy(fields["columns"][:2]).to(where))
         except (RuntimeError, TypeError) as fault:
-            raise UserError(_("your module does not take these arrays"), str(fault), _("x is given as (B, …) float32: {shape}").format(shape=fields["columns"].shape)) from None
+            raise UserError(
+                _("your module does not take these arrays"),
+                str(fault),
+                _("x is given as (B, …) float32: {shape}").format(shape=fields["columns"].shape),
+            ) from None
     columns = given[:2].reshape(min(2, len(examples)), -1).shape[1]
     many, multi = len(examples.labels) or examples.label.shape[1], examples.label.ndim == 2
     if columns != many and not (columns == 1 and many == 2 and not multi):
@@ -73,12 +84,18 @@ def _examples(fields: dict[str, np.ndarray], y: np.ndarray | None) -> Examples:
     """Raises: UserError when the arrays differ in length or a label is not finite."""
     n = {k: len(a) for k, a in fields.items()} | ({} if y is None else {"y": len(y)})
     if len(set(n.values())) != 1:
-        raise UserError(_("the arrays differ in length"), ", ".join(f"{k}: {v}" for k, v in n.items()), _("every array needs one row an example"))
+        raise UserError(
+            _("the arrays differ in length"), ", ".join(f"{k}: {v}" for k, v in n.items()), _("every array needs one row an example")
+        )
     if not next(iter(n.values())):
         raise UserError(_("the arrays are empty"), "", _("give at least a few rows"))
     label, labels = _labels(np.zeros((next(iter(n.values())), 1), np.float32) if y is None else np.asarray(y))
     if not np.isfinite(label).all():
-        raise UserError(_("y has values that are not finite"), _("first at row {n}").format(n=int(np.argwhere(~np.isfinite(label))[0][0])), _("leave those rows out"))
+        raise UserError(
+            _("y has values that are not finite"),
+            _("first at row {n}").format(n=int(np.argwhere(~np.isfinite(label))[0][0])),
+            _("leave those rows out"),
+        )
     digest = row_digests(next(iter(fields.values())))
     return Examples("columns", fields, label, labels, digest, np.zeros(len(label), np.uint8), [f"row {i}" for i in range(len(label))])
 
@@ -96,5 +113,9 @@ def _labels(y: np.ndarray) -> tuple[np.ndarray, list[str]]:
         return y.astype(np.int64), [str(k) for k in range(int(y.max()) + 1)]
     wide = y.reshape(len(y), -1).astype(np.float32)
     if y.dtype.kind in "iub" and not np.isin(y, (0, 1)).all():
-        raise UserError(_("y with several columns of integers holds labels, each 0 or 1"), str(np.setdiff1d(y, (0, 1))[:3].tolist()), _("give floats for numbers"))
+        raise UserError(
+            _("y with several columns of integers holds labels, each 0 or 1"),
+            str(np.setdiff1d(y, (0, 1))[:3].tolist()),
+            _("give floats for numbers"),
+        )
     return wide, [str(k) for k in range(wide.shape[1])] if y.dtype.kind in "iub" else []

@@ -62,11 +62,19 @@ class Model:
     def data(self, source: str | None = None) -> Data:
         """The run's own data, or another source with this run's preparation and labels: all of it becomes the test part."""
         if source is not None and (kind := kind_of(source)) != self.facts["kind"]:
-            raise UserError(_("{path} is of another kind than this run's data").format(path=source), _("{wanted} expected, {found} found").format(wanted=self.facts["kind"], found=kind), _("give data of that kind, or train on this"))
+            raise UserError(
+                _("{path} is of another kind than this run's data").format(path=source),
+                _("{wanted} expected, {found} found").format(wanted=self.facts["kind"], found=kind),
+                _("give data of that kind, or train on this"),
+            )
         config = self.recipe.data.model_copy(update={"source": source or self.facts["source"]})
         data = open_data(self.recipe.model_copy(update={"data": config}), self.device, prepare=self.prepare)
         if source is None and data.store.fingerprint != self.facts["fingerprint"]:
-            raise UserError(_("the data at {path} has changed since this run").format(path=config.source), "", _("name it as other data: --data {path}").format(path=config.source))
+            raise UserError(
+                _("the data at {path} has changed since this run").format(path=config.source),
+                "",
+                _("name it as other data: --data {path}").format(path=config.source),
+            )
         return data if source is None else self._as_test(data)
 
     def _as_test(self, data: Data) -> Data:
@@ -74,12 +82,19 @@ class Model:
         store, labels = data.store, list(self.prepare.labels)
         strange = [name for name in store.labels if name not in labels]
         if strange:
-            raise UserError(_("this data has classes that the run does not know: {names}").format(names=listed(strange)), _("it knows {names}").format(names=listed(labels, 12)))
+            raise UserError(
+                _("this data has classes that the run does not know: {names}").format(names=listed(strange)),
+                _("it knows {names}").format(names=listed(labels, 12)),
+            )
         if labels and not self.facts["multi"]:
             store.label = np.array([labels.index(name) for name in store.labels], np.int64)[store.label]
             store.fields["label"] = torch.from_numpy(store.label).to(self.device)
         official = np.flatnonzero(store.part == TEST)
-        data.rows = {"train": np.empty(0, np.int64), "validation": np.empty(0, np.int64), "test": official if len(official) else np.arange(store.n)}
+        data.rows = {
+            "train": np.empty(0, np.int64),
+            "validation": np.empty(0, np.int64),
+            "test": official if len(official) else np.arange(store.n),
+        }
         return data
 
     def evaluate(self, data: str | None = None) -> dict[str, Any]:
@@ -134,7 +149,12 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
     try:
         net.load_state_dict({k.removeprefix("net/"): t for k, t in weights.items()})
     except RuntimeError as fault:
-        raise UserError(_("the weights in {path} do not fit this net").format(path=path), str(fault).splitlines()[-1].strip(), _("give the module that was trained"), code=FAILED) from None
+        raise UserError(
+            _("the weights in {path} do not fit this net").format(path=path),
+            str(fault).splitlines()[-1].strip(),
+            _("give the module that was trained"),
+            code=FAILED,
+        ) from None
     where = device_of(device)
     net = net.to(where).eval()
     if module is None:  # a person's own stays trainable
@@ -150,10 +170,18 @@ def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
         near = nearest(path.name, beside)
         if path.exists():
             raise UserError(_("{path} is a file, not a run folder").format(path=path), "", _("Give a folder that cloche train left."))
-        do = _("train it first: cloche train {name}").format(name=path) if str(path) in shipped() else _("runs are in runs/; train one with cloche train RECIPE")
-        raise UserError(_("there is no run folder {path}").format(path=path), _('the nearest name is "{near}"').format(near=near) if near else "", do)
+        do = (
+            _("train it first: cloche train {name}").format(name=path)
+            if str(path) in shipped()
+            else _("runs are in runs/; train one with cloche train RECIPE")
+        )
+        raise UserError(
+            _("there is no run folder {path}").format(path=path), _('the nearest name is "{near}"').format(near=near) if near else "", do
+        )
     if (path / "facts.json").exists() and not (path / "manifest.json").exists():
-        raise UserError(_("the run {path} is not finished").format(path=path), "", _("type the command that began it: it goes on where it was"))
+        raise UserError(
+            _("the run {path} is not finished").format(path=path), "", _("type the command that began it: it goes on where it was")
+        )
     try:
         files.check_manifest(path, KIND, newest_format=FORMAT)
     except UserError as fault:

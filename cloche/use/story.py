@@ -13,8 +13,8 @@ from cloche.config import show
 from cloche.data.read.folder import shown
 from cloche.recipe import Recipe
 from cloche.tasks import Task
-from cloche.training.loop import told
 from cloche.tasks.metrics import Figure
+from cloche.training.loop import told
 from cloche.use.model import Model
 from cloche.words import _, _n, duration, listed, number, percent
 
@@ -24,25 +24,49 @@ NAMES = {"accuracy": _("accuracy"), "mse": _("mean squared error"), "loss": _("l
 def opening(name: str, recipe: Recipe, data: Data, net: nn.Module, task: Task) -> str:
     store, lines = data.store, []
     what = nouns(store.kind)
-    head = _("{n} {what} in {k} classes").format(n=number(store.n), what=what, k=len(store.labels)) if store.labels else _("{n} {what}").format(n=number(store.n), what=what)
+    head = (
+        _("{n} {what} in {k} classes").format(n=number(store.n), what=what, k=len(store.labels))
+        if store.labels
+        else _("{n} {what}").format(n=number(store.n), what=what)
+    )
     if "image" in store.fields:
         _rows, h, w, _channels = store.fields["image"].shape
         head += _(", {h}×{w} → {side}×{side}×{channels}").format(h=h, w=w, side=recipe.data.pixels, channels=recipe.data.channels)
     lines.append(("", head + _(". Nothing is downloaded.")))
     if store.labels and len(store.labels) <= 12:
-        counts = [int((store.label == k).sum()) if store.label.ndim == 1 else int(store.label[:, k].sum()) for k in range(len(store.labels))]
+        counts = [
+            int((store.label == k).sum()) if store.label.ndim == 1 else int(store.label[:, k].sum()) for k in range(len(store.labels))
+        ]
         lines.append((_("classes"), " · ".join(f"{shown(label)} {number(n)}" for label, n in zip(store.labels, counts, strict=True))))
     if store.left_out:
         first = f"{store.left_out[0][0]} ({store.left_out[0][1]})"
         more = _(" and {n} more").format(n=len(store.left_out) - 1) if len(store.left_out) > 1 else ""
-        lines.append((_("left out"), _n("{n} unreadable: {first}", "{n} unreadable: {first}{more}", len(store.left_out)).format(n=number(len(store.left_out)), first=first, more=more)))
+        lines.append(
+            (
+                _("left out"),
+                _n("{n} unreadable: {first}", "{n} unreadable: {first}{more}", len(store.left_out)).format(
+                    n=number(len(store.left_out)), first=first, more=more
+                ),
+            )
+        )
     if store.notes.get("turned"):
         lines.append((_("turned"), _("{n} upright by their EXIF mark").format(n=number(store.notes["turned"]))))
     parts = " · ".join(f"{part_name(k)} {number(len(rows))}" for k, rows in data.rows.items() if len(rows))
     lines.append((_("split"), parts + (_(", alike in each class, twins together") if store.labels and not store.part.any() else "")))
     optim, length = recipe.optim, recipe.train
-    many = _n("{n} epoch", "{n} epochs", length.epochs).format(n=length.epochs) if length.epochs else _n("{n} step", "{n} steps", length.steps or 0).format(n=length.steps)
-    lines.append((_("net"), _("{kind}, {n} parameters · {optim}, lr {lr} · {length}").format(kind=recipe.net.kind, n=number(parameters_of(net)), optim=optim.kind, lr=show(optim.lr), length=many)))
+    many = (
+        _n("{n} epoch", "{n} epochs", length.epochs).format(n=length.epochs)
+        if length.epochs
+        else _n("{n} step", "{n} steps", length.steps or 0).format(n=length.steps)
+    )
+    lines.append(
+        (
+            _("net"),
+            _("{kind}, {n} parameters · {optim}, lr {lr} · {length}").format(
+                kind=recipe.net.kind, n=number(parameters_of(net)), optim=optim.kind, lr=show(optim.lr), length=many
+            ),
+        )
+    )
     return "\n".join(f"{shown(name) if i == 0 else '  ' + key:<10} {text}" for i, (key, text) in enumerate(lines))
 
 
@@ -52,7 +76,9 @@ def part_name(part: str) -> str:
 
 def machine(recipe: Recipe, facts: dict[str, Any]) -> str:
     tried = facts.get("tried") or {}
-    what = {"fp32": "fp32", "bf16": "bf16"}[recipe.train.precision] + (_(" and channels-last") if recipe.train.layout == "channels_last" else "")
+    what = {"fp32": "fp32", "bf16": "bf16"}[recipe.train.precision] + (
+        _(" and channels-last") if recipe.train.layout == "channels_last" else ""
+    )
     text = f"{facts['device']} · " + _n("{n} thread", "{n} threads", facts["threads"]).format(n=facts["threads"]) + f" · {what}"
     plain, mine = tried.get("fp32 plain"), tried.get(f"{recipe.train.precision} {recipe.train.layout}")
     if plain and mine and plain > 1.05 * mine:
@@ -93,13 +119,17 @@ def closing(model: Model) -> str:
     out = [f"{key:<10} {text}" for key, text in lines]
     head, run = _("{run} in {time}").format(run=shown(model.path), time=duration(r["seconds"])), shown(shlex.quote(str(model.path)))
     sample = "my.png" if model.facts["kind"] == "pictures" else '"' + " ".join(["0.5"] * math.prod(model.prepare.shape)) + '"'
-    ways = ((_("look"), model.path / "report" / "index.html"), (_("inside"), f"cloche explain {run}"), (_("try"), f"cloche predict {run} {sample}"))
+    ways = (
+        (_("look"), model.path / "report" / "index.html"),
+        (_("inside"), f"cloche explain {run}"),
+        (_("try"), f"cloche predict {run} {sample}"),
+    )
     out += [f"{'' if i else head:<{len(head)}}   {key:<6} {way}" for i, (key, way) in enumerate(ways)]
     return "\n".join(out)
 
 
 def hardest(results: dict[str, Any], labels: list[str]) -> str:
-    """"hardest: 8, read as 1 in 3 of 35", from the confusion matrix."""
+    """ "hardest: 8, read as 1 in 3 of 35", from the confusion matrix."""
     matrix = results.get("confusion")
     if not matrix:
         return ""
@@ -107,7 +137,9 @@ def hardest(results: dict[str, Any], labels: list[str]) -> str:
     if not pairs:
         return _("none was wrong")
     n, true, predicted, total = max(pairs)
-    return _("hardest: {true}, read as {predicted} in {n} of {total}").format(true=shown(labels[true]), predicted=shown(labels[predicted]), n=n, total=total)
+    return _("hardest: {true}, read as {predicted} in {n} of {total}").format(
+        true=shown(labels[true]), predicted=shown(labels[predicted]), n=n, total=total
+    )
 
 
 def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str, Any]:
@@ -115,7 +147,15 @@ def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str,
     names = list(results[0]["metrics"])
     mean = {k: statistics.fmean(r["metrics"][k] for r in results) for k in names}
     sd = {k: statistics.stdev(r["metrics"][k] for r in results) for k in names}
-    return {"run": str(parent), "by": unit, "metrics": mean, "sd": sd, "each": [r["metrics"] for r in results], "n": sum(r["n"] for r in results), "seconds": sum(r["seconds"] for r in results)}
+    return {
+        "run": str(parent),
+        "by": unit,
+        "metrics": mean,
+        "sd": sd,
+        "each": [r["metrics"] for r in results],
+        "n": sum(r["n"] for r in results),
+        "seconds": sum(r["seconds"] for r in results),
+    }
 
 
 def card(name: str, recipe: Recipe, facts: dict[str, Any], results: dict[str, Any]) -> str:
@@ -123,11 +163,15 @@ def card(name: str, recipe: Recipe, facts: dict[str, Any], results: dict[str, An
     name, low, high = shown(name), *results["interval"]
     lines = [
         _("Trained by cloche {version} with PyTorch {torch}.").format(version=facts["cloche"], torch=facts["torch"]),
-        _("Data: {source}, {n} examples, fingerprint {fingerprint}.").format(source=recipe.data.source, n=facts["n"], fingerprint=facts["fingerprint"]),
+        _("Data: {source}, {n} examples, fingerprint {fingerprint}.").format(
+            source=recipe.data.source, n=facts["n"], fingerprint=facts["fingerprint"]
+        ),
         _("Net: {kind}, {n} parameters. Answers: {answers}.").format(
             kind=recipe.net.kind, n=facts["parameters"], answers=listed(facts["labels"], 12) or _("a number")
         ),
-        _("Measured on the part {part}, n = {n}, seed {seed}.").format(part=part_name(results["part"]), n=results["n"], seed=results["seed"]),
+        _("Measured on the part {part}, n = {n}, seed {seed}.").format(
+            part=part_name(results["part"]), n=results["n"], seed=results["seed"]
+        ),
         "" if low is None else _("95 % interval of the first figure: {low}–{high}.").format(low=number(low, 4), high=number(high, 4)),
     ]
     rows = "\n".join(f"| {k} | {number(v, 4)} |" for k, v in results["metrics"].items())
@@ -147,7 +191,9 @@ def figures_text(model: Model, results: dict[str, Any]) -> str:
     lines += [f"  {k:<20} {number(v, 4)}" for k, v in results["metrics"].items()]
     if results.get("baseline"):
         b = results["baseline"]
-        lines.append("  " + _('always answering "{answer}" would get {value}').format(answer=shown(b["answer"]), value=number(b["value"], 4)))
+        lines.append(
+            "  " + _('always answering "{answer}" would get {value}').format(answer=shown(b["answer"]), value=number(b["value"], 4))
+        )
     table, labels = results.get("per_class"), [shown(label) for label in model.facts["labels"]]
     if table:
         wide = max(10, *(len(label) for label in labels))
@@ -184,5 +230,10 @@ def summary_text(found: dict[str, Any]) -> str:
     show_one = percent if name == "accuracy" else (lambda v: number(v, 4))
     each = " · ".join(show_one(m[name]) for m in found["each"])
     return _("{name} {mean} ± {sd}   (n = {n})   {each}   {run}").format(
-        name=NAMES.get(name, name), mean=show_one(found["metrics"][name]), sd=show_one(found["sd"][name]), n=number(found["n"]), each=each, run=found["run"]
+        name=NAMES.get(name, name),
+        mean=show_one(found["metrics"][name]),
+        sd=show_one(found["sd"][name]),
+        n=number(found["n"]),
+        each=each,
+        run=found["run"],
     )

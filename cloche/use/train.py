@@ -56,7 +56,9 @@ def train(recipe: str, data: str | None = None, sets: dict[str, Any] | None = No
     return train_recipe(parsed, Path(options.out or f"runs/{name}"), options)
 
 
-def train_recipe(recipe: Recipe, path: Path, options: Options, store: Store | None = None, module: nn.Module | None = None, task: Task | None = None) -> Model:
+def train_recipe(
+    recipe: Recipe, path: Path, options: Options, store: Store | None = None, module: nn.Module | None = None, task: Task | None = None
+) -> Model:
     """One run. store, module, task: a person's own, from `cloche.fit`."""
     tell: Callable[[str], None] = (lambda text: None) if options.quiet else say
     device, run, t0 = device_of(recipe.train.device), Run(path), options.t0 or time.perf_counter()
@@ -74,6 +76,10 @@ def train_recipe(recipe: Recipe, path: Path, options: Options, store: Store | No
             found = run.open(recipe.tables(), facts, options.again, options.allow_change)
             if run.finished:
                 tell(story.finished(path))
+                if not (path / "report" / "index.html").exists():
+                    from cloche.use.report import write_report  # as below
+
+                    write_report(path)
             else:
                 if found is not None:  # what was measured when the run began is read, not measured again
                     recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout") if getattr(recipe.train, k) == "auto"})
@@ -150,7 +156,7 @@ def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
     steady = clock.steps_s[10:60] if len(clock.steps_s) > 20 else clock.steps_s[1:] or clock.steps_s
     if not steady:
         return {}
-    rate = job.config.batch / statistics.median(steady)
+    rate = min(job.config.batch, len(job.train)) / statistics.median(steady)
     limit = limit_of(job.precision.dtype, job.train.device)
     total = sum(clock.steps_s)
     return {
@@ -193,6 +199,9 @@ def signals(run: Run):
 
 def many(recipe: str, data: str | None, sets: dict[str, Any], options: Options, folds: int = 0, seeds: int = 0) -> dict[str, Any]:
     """--folds F or --seeds S: a parent folder of ordinary runs, and the mean ± sd of their figures."""
+    if (folds and seeds) or (folds or seeds) < 2:
+        asked = f"--folds {folds} --seeds {seeds}"
+        raise UserError(_("--folds or --seeds needs a number from 2 on, and only one of them"), asked, _("for example --folds 5"))
     name, raw = find(recipe, data)
     parent = Path(options.out or f"runs/{name}-{'folds' if folds else 'seeds'}")
     results = []
@@ -202,6 +211,4 @@ def many(recipe: str, data: str | None, sets: dict[str, Any], options: Options, 
         parsed = parse(change(raw, mine), name)
         results.append(train_recipe(parsed, path, options).results)
         options = options.model_copy(update={"t0": 0.0})
-    if len(results) < 2:
-        raise UserError(_("--folds and --seeds need at least 2"), str(folds or seeds), _("for example --folds 5"))
     return story.summary(parent, results, "fold" if folds else "seed")
