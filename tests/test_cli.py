@@ -424,9 +424,9 @@ def test_interrupted(capsys, tmp_path, monkeypatch):
 
 
 def test_folds_and_seeds_need_two(cloche):
-    for words in (["--folds", "-2"], ["--seeds", "-1"]):
+    for words in (["--folds", "-2"], ["--seeds", "1"], ["--folds", "3", "--seeds", "3"]):
         code, _out, told = cloche("train", "spirals", *POINTS, *words)
-        assert code == WRONG_INPUT and "--folds and --seeds need at least 2" in told and "for example --folds 5" in told
+        assert code == WRONG_INPUT and "--folds or --seeds needs a number from 2 on" in told and "for example --folds 5" in told
 
 
 def test_folds_test_every_row_once(cloche):

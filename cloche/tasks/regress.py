@@ -47,12 +47,12 @@ class Regress:
         return [{"value": row[0]} if len(row) == 1 else {"values": row} for row in rows]
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
-        """mse, mae and r2 (the share of the variance that is explained)."""
+        """mse, mae and, where the values vary, r2 (the share of the variance that is explained)."""
         n = float(sums["n"])
         mse = mean(float(sums["loss"]), float(sums["squares"]), n)
         variance = float((sums["yy"] / n - (sums["y"] / n).square()).mean())
-        r2 = Figure(1 - mse.value / variance if variance > 0 else 0.0, n=int(n))
-        return {"mse": mse, "mae": Figure(float(sums["absolute"]) / n, n=int(n)), "r2": r2, "loss": Figure(mse.value, n=int(n))}
+        r2 = {"r2": Figure(1 - mse.value / variance, n=int(n))} if variance > 0 else {}
+        return {"mse": mse, "mae": Figure(float(sums["absolute"]) / n, n=int(n)), **r2, "loss": Figure(mse.value, n=int(n))}
 
     def baseline(self, label: np.ndarray, train: np.ndarray) -> tuple[Figure, str]:
         """What always giving the training part's mean gets on `label`."""
