@@ -50,11 +50,22 @@ class Data:
 
 
 def open_data(
-    recipe: Recipe, device: torch.device, say: Callable[[str], None] = lambda text: None, prepare: Any = None, store: Store | None = None
+    recipe: Recipe,
+    device: torch.device,
+    say: Callable[[str], None] = lambda text: None,
+    prepare: Any = None,
+    store: Store | None = None,
+    foreign: bool = False,
 ) -> Data:
-    """Read, split, fit on the training part. `prepare`: a run's own, then nothing is fitted."""
+    """Read, split, fit on the training part.
+
+    Args:
+        prepare: a run's own, then nothing is fitted. foreign: the source is not the run's: it is not split either.
+    """
     config = recipe.data
     store = store or open_store(config, say)
+    if prepare is not None and foreign:
+        return Data(store.to(device), {}, prepare, device)
     rows = split(store.digest, store.label, store.part, config.validation, config.test, config.fold)
     check_classes(store.label, store.labels, rows)
     fitted = prepare or PREPARES[config.kind].fit(store, rows["train"], config)
@@ -79,13 +90,13 @@ def device_of(asked: str) -> torch.device:
     return device
 
 
-def facts_of(recipe: Recipe, data: Data, parameters: int = 0) -> dict[str, Any]:
+def facts_of(recipe: Recipe, data: Data) -> dict[str, Any]:
     """What was read from the data and the machine: facts.json."""
     store, label = data.store, data.store.label
     source = Path(recipe.data.source)
     return {
         "format": 1,
-        "source": str(source.resolve()) if source.exists() else recipe.data.source,
+        "source": str(source.resolve()) if store.from_files else recipe.data.source,
         "fingerprint": store.fingerprint,
         "kind": store.kind,
         "labels": store.labels,
@@ -95,6 +106,7 @@ def facts_of(recipe: Recipe, data: Data, parameters: int = 0) -> dict[str, Any]:
         "parts": {name: len(rows) for name, rows in data.rows.items()},
         "twins": twins(store.digest, data.rows),
         "left_out": [list(pair) for pair in store.left_out[:100]],
+        "left_out_n": len(store.left_out),
         "notes": store.notes,
         "device": data.device.type,
         "torch": torch.__version__,
@@ -117,6 +129,11 @@ def task_of(recipe: Recipe, facts: dict[str, Any]) -> tuple[Recipe, Task]:
         raise RecipeError(
             [Fault('task.kind = "regress"', _("the labels of this data are classes"), '"classify"', ("task.kind", "classify"))]
         )
+    if recipe.task.kind == "classify" and (recipe.task.loss == "bce") != (facts["multi"] or facts["outputs"] == 2):
+        fits = "bce" if facts["multi"] else "cross_entropy"
+        if recipe.task.loss == "bce" or facts["multi"]:  # two classes may choose
+            told = _("bce is for two classes or several labels at once, cross_entropy for one class of many")
+            raise RecipeError([Fault(f'task.loss = "{recipe.task.loss}"', told, f'"{fits}"', ("task.loss", fits))])
     if facts["labels"] and len(facts["labels"]) < 2:
         raise UserError(_("only one class: {name}").format(name=facts["labels"][0]), "", _("a classifier needs at least two"))
     return recipe, recipe.task.build(tuple(facts["labels"]), facts["outputs"], facts["multi"])

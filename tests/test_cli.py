@@ -203,7 +203,7 @@ def test_the_shape_of_train_and_evaluate(words, name, more, cloche, made, tmp_pa
     assert found["speed"].keys() >= SPEED and set(found["baseline"]) == {"value", "answer"}
     low, high = found["interval"]
     assert low <= found["metrics"]["accuracy" if more else "mse"] <= high
-    assert (found["n"], found["seed"], found["steps"]) == (100 if words[1:] else 20, 0, {"points": 4, "curve": 10}[name])
+    assert (found["n"], found["seed"], found["steps"]) == (20, 0, {"points": 4, "curve": 10}[name])
 
 
 def test_the_shape_of_a_training_that_really_happens(cloche):

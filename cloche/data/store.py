@@ -43,6 +43,7 @@ class Store:
         self.n = len(examples)
         self.fields = {k: torch.from_numpy(a) for k, a in {**examples.fields, "label": examples.label}.items()}
         self.fingerprint = fingerprint(examples)
+        self.from_files = False  # else built in, or a person's arrays
 
     def to(self, device: torch.device) -> "Store":
         """Data that fits lives on the device."""
@@ -105,16 +106,22 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
     folder = files.cache_folder() / "stores" / key
     if (folder / "manifest.json").exists():
         try:
-            return Store(_load(folder))
-        except UserError as fault:  # it is only a cache: say so and read the source again
-            say(_("the store is read anew: {why}").format(why=fault.what))
+            return _from(_load(folder), config)
+        except (UserError, ValueError, OSError) as fault:  # it is only a cache: say so and read the source again
+            say(_("the store is read anew: {why}").format(why=getattr(fault, "what", fault)))
     examples = _read(config)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _keep(folder, examples)
     except (UserError, OSError) as fault:
         say(_("the store is held in memory this time: {why}").format(why=fault.what if isinstance(fault, UserError) else fault))
-    return Store(examples)
+    return _from(examples, config)
+
+
+def _from(examples: Examples, config: DataConfig) -> Store:
+    store = Store(examples)
+    store.from_files = config.source not in BUILTIN
+    return store
 
 
 def _options(config: DataConfig) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Figures from sums: what is measured adds up over chunks and processes, and becomes a figure at the very end."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 import math
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -22,9 +21,6 @@ class Figure:
     low: float | None = None
     high: float | None = None
     n: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def given(chunk: Chunk) -> Tensor:

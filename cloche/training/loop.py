@@ -117,6 +117,7 @@ class State:
         return {
             "best_value": [v if math.isfinite(v) else None for v in self.best_value],
             "best_step": self.best_step,
+            "optim": self.job.optim.kind,
             "waited": self.waited,
         }
 
@@ -129,6 +130,9 @@ class State:
             raise UserError(
                 _("the checkpoint does not fit this net"), str(fault).splitlines()[-1].strip(), _("start anew with --again")
             ) from None
+        if numbers["optim"] != self.job.optim.kind:
+            told = _("{old} there, {new} now").format(old=numbers["optim"], new=self.job.optim.kind)
+            raise UserError(_("the checkpoint holds the memory of another optimizer"), told, _("start anew with --again"))
         kept = self.optimizer.state_dict()
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         for key, t in group("optim").items():
@@ -285,7 +289,7 @@ def _check(job: Job, state: State) -> None:
     raise UserError(
         _("the loss or its gradient is not a finite number at step {step}; nothing from that step on was applied").format(step=bad + 1),
         whose + (_(" · layers {names}").format(names=listed(layers)) if layers else ""),
-        _("lower optim.lr (now {lr}) or set optim.clip = 1, and look at those examples; the last good state is kept").format(
+        _("lower optim.lr (now {lr}) or set optim.clip = 1, and look at those examples; no weight was touched since").format(
             lr=job.optim.lr
         ),
         code=FAILED,

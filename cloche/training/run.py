@@ -21,8 +21,9 @@ from cloche.training.log import say
 from cloche.words import _, listed
 
 KIND, FORMAT, KEEP = "cloche run", 1, 2
-SEALED = ("recipe.toml", "facts.json", "prepare.json", "model.safetensors", "results.json")  # what the manifest vouches for
-OURS = ("manifest.json", *SEALED, "events.jsonl", "README.md", "checkpoints", "report")
+SEALED = ("recipe.toml", "prepare.json", "facts.json", "model.safetensors", "results.json")  # what the manifest vouches for
+# in the order in which --again removes them: cut short anywhere, what is left is still a run's, and no finished one
+OURS = ("manifest.json", "checkpoints", "events.jsonl", "report", "README.md", *SEALED[::-1])
 EXACT = ("fingerprint", "threads", "device", "torch", "cloche")  # facts that bits depend on
 
 
@@ -98,23 +99,29 @@ class Run:
 
     def event(self, **event: Any) -> None:
         """One line in events.jsonl. A full disk does not end the run here; the next checkpoint will say it."""
+        before = self.log.stat().st_size if self.log.exists() else 0
         try:
             with self.log.open("a", encoding="utf-8") as f:
                 f.write(json.dumps(event, ensure_ascii=False) + "\n")
         except OSError as fault:
+            if self.log.exists():
+                os.truncate(self.log, before)  # no half line
             if not self.mute:
                 self.mute = True
                 say(_("events.jsonl cannot be written ({why}); training goes on").format(why=fault.strerror))
 
     def save(self, step: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """A checkpoint that is whole or absent; older ones go only after it stands."""
+        if self.log.exists():
+            with self.log.open("rb+") as f:  # as durable as the checkpoint that counts its bytes
+                os.fsync(f.fileno())
         numbers = {**numbers, "events_bytes": self.log.stat().st_size if self.log.exists() else 0}
         (self.path / "checkpoints").mkdir(exist_ok=True)
         parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers).encode()}
         files.write_folder(self.path / "checkpoints" / f"step-{step}", parts, "cloche checkpoint", {})
         self.last_saved = step
         for _step, folder in self._checkpoints()[:-KEEP]:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # a scanner may hold it; the next save tries again
 
     def last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint, with the event log cut to where it stood then.

@@ -16,7 +16,7 @@ def flops_of(nets: Nets, task: Task, chunk: Chunk) -> float:
     """Floating-point operations of one row's forward and backward pass (a multiply and an add are two).
 
     As PyTorch counts them: matrix products and convolutions, nothing else.
-   """
+    """
     mine: dict[str, nn.Module] = {k: copy.deepcopy(n).train() for k, n in nets.items()}
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         total, _carry, _seen = task.loss(mine, chunk, None)

@@ -1,5 +1,6 @@
 """`cloche.fit`: a person's own nn.Module and arrays through the same loop, into the same run folder."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloche.data.read.examples import Examples, row_digests
+from cloche.data.read.examples import Examples
+from cloche.data.read.examples import digest as digest_of
 from cloche.data.store import ARRAYS, Store
 from cloche.errors import UserError
 from cloche.recipe import change, parse
@@ -52,6 +54,16 @@ def fit(
     if not any(p.requires_grad for p in module.parameters()):
         raise UserError(_("your module {name} has no weights to train").format(name=type(module).__name__))
     fields = {k: np.ascontiguousarray(v) for k, v in (x if isinstance(x, dict) else {"columns": np.asarray(x, np.float32)}).items()}
+    if task is None and (y is None or "columns" not in fields):
+        raise UserError(
+            _("cloche.fit needs x as one array and y"), ", ".join(fields), _("a dict of arrays, or no y, is for a task of your own")
+        )
+    for name, a in fields.items():
+        if name == "label":
+            raise UserError(_('no array may be called "label"'), "", _("that name is y's"))
+        if a.dtype.kind == "f" and not np.isfinite(a).all():
+            row = int(np.argwhere(~np.isfinite(a))[0][0])
+            raise UserError(_("x has values that are not finite"), _("first at row {n}").format(n=row), _("leave those rows out"))
     examples = _examples(fields, y)
     own = {"kind": "own", "name": type(task).__name__} if task else _task_for(module, fields, examples)
     raw = change(BEGINNING, sets or {})
@@ -63,9 +75,9 @@ def _task_for(module: nn.Module, fields: dict[str, np.ndarray], examples: Exampl
     """Classify or regress, and with which loss: by y, and by how many numbers the module gives for a row."""
     where = next(module.parameters()).device
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        try:
-            given = module(torch.from_numpy(fields["columns"][:2]).to(where))
-        except (RuntimeError, TypeError) as fault:
+        try:  # on a copy: a forward pass may leave traces
+            given = copy.deepcopy(module).eval()(torch.from_numpy(fields["columns"][:2]).to(where))
+        except (RuntimeError, TypeError, ValueError) as fault:
             raise UserError(
                 _("your module does not take these arrays"),
                 str(fault),
@@ -96,7 +108,7 @@ def _examples(fields: dict[str, np.ndarray], y: np.ndarray | None) -> Examples:
             _("first at row {n}").format(n=int(np.argwhere(~np.isfinite(label))[0][0])),
             _("leave those rows out"),
         )
-    digest = row_digests(next(iter(fields.values())))
+    digest = np.stack([digest_of(*(a[i] for a in fields.values())) for i in range(len(label))])
     return Examples("columns", fields, label, labels, digest, np.zeros(len(label), np.uint8), [f"row {i}" for i in range(len(label))])
 
 
@@ -110,6 +122,8 @@ def _labels(y: np.ndarray) -> tuple[np.ndarray, list[str]]:
     if y.dtype.kind in "iu" and y.ndim == 1:
         if y.min() < 0:
             raise UserError(_("y has a negative class"), str(y.min()), _("classes are 0, 1, 2, …"))
+        if y.max() > 1_000_000:
+            raise UserError(_("y has a class of very high number"), str(y.max()), _("number the classes from 0, or give their names"))
         return y.astype(np.int64), [str(k) for k in range(int(y.max()) + 1)]
     wide = y.reshape(len(y), -1).astype(np.float32)
     if y.dtype.kind in "iub" and not np.isin(y, (0, 1)).all():

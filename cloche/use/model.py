@@ -60,7 +60,7 @@ class Model:
         return self.prepare.device(Chunk(data, ids, ids, torch.ones(n), torch.tensor(0), train=False).to(self.device))
 
     def data(self, source: str | None = None) -> Data:
-        """The run's own data, or another source with this run's preparation and labels: all of it becomes the test part."""
+        """The run's own data, or another source with this run's preparation and labels, all of it the test part."""
         if source is not None and (kind := kind_of(source)) != self.facts["kind"]:
             raise UserError(
                 _("{path} is of another kind than this run's data").format(path=source),
@@ -68,14 +68,17 @@ class Model:
                 _("give data of that kind, or train on this"),
             )
         config = self.recipe.data.model_copy(update={"source": source or self.facts["source"]})
-        data = open_data(self.recipe.model_copy(update={"data": config}), self.device, prepare=self.prepare)
-        if source is None and data.store.fingerprint != self.facts["fingerprint"]:
+        mine = self.recipe.model_copy(update={"data": config})
+        data = open_data(mine, self.device, prepare=self.prepare, foreign=True)
+        if data.store.fingerprint == self.facts["fingerprint"]:  # also under another path: what was trained on is no test
+            return open_data(mine, self.device, prepare=self.prepare, store=data.store)
+        if source is None:
             raise UserError(
                 _("the data at {path} has changed since this run").format(path=config.source),
                 "",
                 _("name it as other data: --data {path}").format(path=config.source),
             )
-        return data if source is None else self._as_test(data)
+        return self._as_test(data)
 
     def _as_test(self, data: Data) -> Data:
         """Labels of another source in this run's numbering; its own test part where it has one, else everything."""
@@ -102,8 +105,10 @@ class Model:
         if data is None:
             return self.results
         opened = self.data(data)
-        sums, rows = measure({"net": self.net}, self.task, opened.part("test"), precision_of(self.recipe), self.recipe.train.test_batch)
-        return judged(self.task, sums, rows, opened, "test", self.results["baseline_of"])
+        sums, rows = measure(
+            {"net": self.net}, self.task, opened.part(opened.judged), precision_of(self.recipe), self.recipe.train.test_batch
+        )
+        return judged(self.task, sums, rows, opened, opened.judged, self.results["baseline_of"])
 
 
 def judged(task: Task, sums: Sums, rows: dict[str, np.ndarray], data: Data, part: str, common: dict[str, Any]) -> dict[str, Any]:

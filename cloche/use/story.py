@@ -11,6 +11,7 @@ from torch import nn
 from cloche.build import Data, nouns, parameters_of
 from cloche.config import show
 from cloche.data.read.folder import shown
+from cloche.data.split import twins
 from cloche.recipe import Recipe
 from cloche.tasks import Task
 from cloche.tasks.metrics import Figure
@@ -51,6 +52,15 @@ def opening(name: str, recipe: Recipe, data: Data, net: nn.Module, task: Task) -
         )
     if store.notes.get("turned"):
         lines.append((_("turned"), _("{n} upright by their EXIF mark").format(n=number(store.notes["turned"]))))
+    if same := twins(store.digest, data.rows):
+        lines.append(
+            (
+                _("twins"),
+                _n(
+                    "{n} example of the test part is in another part too", "{n} examples of the test part are in other parts too", same
+                ).format(n=number(same)),
+            )
+        )
     parts = " · ".join(f"{part_name(k)} {number(len(rows))}" for k, rows in data.rows.items() if len(rows))
     lines.append((_("split"), parts + (_(", alike in each class, twins together") if store.labels and not store.part.any() else "")))
     optim, length = recipe.optim, recipe.train
@@ -144,7 +154,7 @@ def hardest(results: dict[str, Any], labels: list[str]) -> str:
 
 def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str, Any]:
     """Mean ± sd over folds or seeds, and each one."""
-    names = list(results[0]["metrics"])
+    names = [k for k in results[0]["metrics"] if all(k in r["metrics"] for r in results)]
     mean = {k: statistics.fmean(r["metrics"][k] for r in results) for k in names}
     sd = {k: statistics.stdev(r["metrics"][k] for r in results) for k in names}
     return {
@@ -153,7 +163,7 @@ def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str,
         "metrics": mean,
         "sd": sd,
         "each": [r["metrics"] for r in results],
-        "n": sum(r["n"] for r in results),
+        "n": sum(r["n"] for r in results) if unit == "fold" else results[0]["n"],
         "seconds": sum(r["seconds"] for r in results),
     }
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 import contextlib
+import json
+import os
 from pathlib import Path
 import signal
 import statistics
@@ -15,6 +17,7 @@ from torch import nn
 from cloche.build import Data, device_of, facts_of, job_of, net_of, nouns, open_data, parameters_of, precision_of, task_of
 from cloche.config import Frozen
 from cloche.data.chunk import Chunk
+from cloche.data.prepare import PREPARES
 from cloche.data.store import Store
 from cloche.errors import UserError
 from cloche.files import read_json
@@ -63,7 +66,7 @@ def train_recipe(
     tell: Callable[[str], None] = (lambda text: None) if options.quiet else say
     device, run, t0 = device_of(recipe.train.device), Run(path), options.t0 or time.perf_counter()
     with signals(run):
-        opened = open_data(recipe, device, tell, store=store)
+        opened = open_data(recipe, device, tell, _fitted(path, options), store)
         facts = facts_of(recipe, opened)
         if task is None:
             recipe, task = task_of(recipe, facts)
@@ -88,9 +91,17 @@ def train_recipe(
         finally:
             run.close()
             torch.set_num_threads(threads)
-    model = load(path, device.type, module=module, task=task if module is not None else None)
+    model = load(path, str(device), module=module, task=task if module is not None else None)
     tell(story.closing(model))
     return model
+
+
+def _fitted(path: Path, options: Options) -> Any:
+    """The preparation of the run to go on with: read, not fitted again. None for a new run, or where a change is allowed."""
+    if options.again or options.allow_change or not (path / "facts.json").exists():
+        return None
+    stored = read_json(path / "prepare.json")
+    return PREPARES[stored["kind"]].model_validate_json(json.dumps(stored))
 
 
 def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, facts: dict[str, Any], first: Chunk, options: Options) -> None:
@@ -157,7 +168,10 @@ def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
     if not steady:
         return {}
     rate = min(job.config.batch, len(job.train)) / statistics.median(steady)
+    mine = torch.get_num_threads()
+    torch.set_num_threads(max(mine, os.cpu_count() or 1) if job.train.device.type == "cpu" else mine)  # the machine's, not the run's
     limit = limit_of(job.precision.dtype, job.train.device)
+    torch.set_num_threads(mine)
     total = sum(clock.steps_s)
     return {
         "examples_per_s": round(rate, 2),
@@ -205,6 +219,9 @@ def many(recipe: str, data: str | None, sets: dict[str, Any], options: Options, 
     name, raw = find(recipe, data)
     parent = Path(options.out or f"runs/{name}-{'folds' if folds else 'seeds'}")
     results = []
+    if folds:  # refused before anything is trained, not after the first fold
+        last = parse(change(raw, {**sets, "data.test": 1 / folds, "data.fold": folds - 1}), name)
+        open_data(last, torch.device("cpu"))
     for k in range(folds or seeds):
         mine = {**sets, "data.test": 1 / folds, "data.fold": k} if folds else {**sets, "train.seed": k}
         path = parent / (f"fold-{k}" if folds else f"seed-{k}")

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 NONE, TRAIN, VALIDATION, TEST = 0, 1, 2, 3  # the part that the source itself gives an example
-Allocate = Callable[[str, tuple[int, ...], type], np.ndarray]  # (field, shape, dtype) → array; the store hands out memory-mapped ones
+Allocate = Callable[[str, tuple[int, ...], type], np.ndarray]  # (field, shape, dtype) → array
 
 
 @dataclass(frozen=True)
