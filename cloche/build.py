@@ -77,7 +77,7 @@ def device_of(asked: str) -> torch.device:
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(asked)
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device.type]
+    there = {"cpu": True, "cuda": torch.cuda.is_available()}[device.type]
     if device.type == "cuda" and there and (device.index or 0) >= torch.cuda.device_count():
         there = False
     if not there:
@@ -165,6 +165,9 @@ def net_of(recipe: Recipe, inputs: Port, task: Task) -> nn.Module:
 
 def job_of(recipe: Recipe, data: Data, task: Task, net: nn.Module) -> Job:
     """The loop's job; precision and layout as the recipe says, fp32 and plain while they are still "auto"."""
+    if recipe.train.patience and not len(data.rows["validation"]):
+        told = _("there is no validation part to wait for")
+        raise RecipeError([Fault(f"train.patience = {recipe.train.patience}", told, "data.validation = 0.1")])
     order = Shuffled(len(data.rows["train"]), recipe.train.batch, recipe.train.seed)
     return Job(
         nets={"net": net.to(data.device)},

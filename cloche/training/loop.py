@@ -43,7 +43,7 @@ class TrainConfig(Frozen):
     layout: Literal["auto", "plain", "channels_last"] = Field(
         "auto", description=_("memory layout of pictures; auto tries on this machine")
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description=_("where it is trained: auto, cpu, cuda, cuda:1, mps"))
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description=_("where it is trained: auto, cpu, cuda, cuda:1"))
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,10 @@ class Run:
             {**flat(r), **{f"facts.{k}": f.get(k) for k in (EXACT[:1] if self.finished else EXACT)}} for r, f in ((was, old), (now, new))
         )
         free = {k for k in old.keys() | new.keys() if k.startswith("expect.") or new.get(k) == "auto"} | {"data.source", *allow}
+        strange = [k for k in allow if k not in old and k not in new]
+        if strange:
+            told = _("--allow-change names no field of this run: {names}").format(names=", ".join(strange))
+            raise UserError(told, "", _("a field is a key such as optim.lr, or facts.threads"))
         differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
         if differ:
             rows = [_("{key}   there {old}   now {new}").format(key=k, old=show(old.get(k)), new=show(new.get(k))) for k in differ]
