@@ -39,7 +39,7 @@ REPO = Path(__file__).parents[1]
 
 
 @contextmanager
-def fault(name, match, code=FAILED):
+def expect_fault(name, match, code=FAILED):
     with pytest.raises(UserError, match=match) as info:
         yield info
     assert (info.value.name, info.value.code) == (name, code)
@@ -210,13 +210,13 @@ def test_fault_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch, call
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"old")
     calls = failing(monkeypatch, call, at, code)
-    with fault(name, match, exit_code) as info:
+    with expect_fault(name, match, exit_code) as info:
         durable_write(path, b"new")
     assert str(path) in str(info.value)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == [path.name]
     assert len(calls) == 1, "never tried again"
-    with fault(name, "nothing was written", exit_code):
+    with expect_fault(name, "nothing was written", exit_code):
         failing(monkeypatch, call, at, code)
         durable_write(tmp_path / "fresh", b"new")
     assert os.listdir(tmp_path) == [path.name]
@@ -225,7 +225,7 @@ def test_fault_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch, call
 def test_failed_sync_of_the_folder_says_that_the_file_is_in_place(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"old")
     failing(monkeypatch, "fsync", 2, errno.EIO)
-    with fault("write-failed", "in place, but may not survive a power loss: .*/a\n  Input/output error"):
+    with expect_fault("write-failed", "in place, but may not survive a power loss: .*/a\n  Input/output error"):
         durable_write(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["a"]
@@ -236,7 +236,7 @@ def test_file_system_that_cannot_sync_a_folder_is_no_fault(tmp_path, monkeypatch
     durable_write(tmp_path / "a", b"new")
     assert len(calls) == 2
     failing(monkeypatch, "fsync", 1, errno.EINVAL)
-    with fault("write-failed", "Invalid argument"):  # of a file it is one
+    with expect_fault("write-failed", "Invalid argument"):  # of a file it is one
         durable_write(tmp_path / "a", b"newer")
 
 
@@ -244,7 +244,7 @@ def test_disk_that_lies_is_found_by_reading_back(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"old")
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, view: write(fd, bytes(len(view))))
-    with fault("write-failed", "what was read back differs from what was written"):
+    with expect_fault("write-failed", "what was read back differs from what was written"):
         durable_write(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
@@ -255,9 +255,9 @@ def test_room_is_asked_for_before_the_first_byte(tmp_path, monkeypatch):
     usage = {"free": needed - 1, "total": 10**9}
     monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: type("Usage", (), usage))
     opened = failing(monkeypatch, "open", 0, 0)
-    with fault("disk-full", "12.1 MB needed, 12.1 MB free; nothing was written", STOPPED):
+    with expect_fault("disk-full", "12.1 MB needed, 12.1 MB free; nothing was written", STOPPED):
         durable_write(tmp_path / "a", bytes(10_000_000))
-    with fault("disk-full", "the disk is full", STOPPED):
+    with expect_fault("disk-full", "the disk is full", STOPPED):
         write_folder(tmp_path / "b", {"x": bytes(5_000_000), "y": [bytes(5_000_000)]}, "checkpoint", {})
     assert opened == []
     for usage["free"], usage["total"] in ((needed, 10**9), (0, 0)):
@@ -265,7 +265,7 @@ def test_room_is_asked_for_before_the_first_byte(tmp_path, monkeypatch):
 
 
 def test_folder_that_is_not_there(tmp_path):
-    with fault("write-failed", "cannot write .*no/a: No such file or directory\n  nothing was written"):
+    with expect_fault("write-failed", "cannot write .*no/a: No such file or directory\n  nothing was written"):
         durable_write(tmp_path / "no/a", b"1")
 
 
@@ -464,7 +464,7 @@ def test_json_refuses_to_write_nan(tmp_path):
 def test_json_faults_name_the_file(tmp_path, text, match):
     path = tmp_path / "facts.json"
     path.write_bytes(text)
-    with fault("damaged", match) as info:
+    with expect_fault("damaged", match) as info:
         read_json(path, 10_000 if "at most" in match else 1 << 20)
     assert str(path) in str(info.value)
     assert "\x1b" not in str(info.value)
@@ -473,7 +473,7 @@ def test_json_faults_name_the_file(tmp_path, text, match):
 def test_json_of_just_the_limit_is_read(tmp_path):
     (tmp_path / "a").write_bytes(b"[1,2]")
     assert read_json(tmp_path / "a", 5) == [1, 2]
-    with fault("damaged", "at most 4 allowed, 5 found"):
+    with expect_fault("damaged", "at most 4 allowed, 5 found"):
         read_json(tmp_path / "a", 4)
 
 
@@ -482,7 +482,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name, match in (("pipe", "not a plain file"), ("folder", "not a plain file"), ("none", "No such file")):
-        with fault("damaged", rf"cannot read .*/{name}\n  {match}"):
+        with expect_fault("damaged", rf"cannot read .*/{name}\n  {match}"):
             read(tmp_path / name)
 
 
@@ -576,7 +576,7 @@ def test_each_flipped_bit_of_the_header_is_found(tmp_path):
     assert end > 600
     for i in range(end):
         for bit in range(8):
-            with flipped(path, i, bit), fault("damaged", "model.safetensors\n  .*header"):
+            with flipped(path, i, bit), expect_fault("damaged", "model.safetensors\n  .*header"):
                 read_tensors(path)
     assert path.read_bytes() == data
     read_tensors(path)
@@ -591,7 +591,7 @@ def test_each_flipped_bit_of_a_tensor_is_found_and_the_tensor_named(tmp_path):
     for i in [start, len(data) - 1, *(draw.randrange(start, len(data)) for _ in range(300))]:
         (name,) = [name for name, (a, b) in places.items() if a <= i - start < b]
         match = f"model.safetensors\n  tensor '{name}': crc32 [0-9]+ expected, [0-9]+ found"
-        with flipped(path, i, draw.randrange(8)), fault("damaged", match):
+        with flipped(path, i, draw.randrange(8)), expect_fault("damaged", match):
             read_tensors(path)
 
 
@@ -602,11 +602,11 @@ def test_each_wrong_length_is_found(tmp_path):
     for n in sorted({0, 1, 7, 8, 9, 50, start - 1, start, start + 1, len(data) - 1, *range(0, len(data), len(data) // 100)}):
         path.write_bytes(data[:n])
         match = f"{len(data) - start} expected up to 'mask', {n - start} found" if n >= start else f"declared, the file has {n}"
-        with fault("damaged", f"model.safetensors\n  bytes.*{match}"):
+        with expect_fault("damaged", f"model.safetensors\n  bytes.*{match}"):
             read_tensors(path)
     for more in (b"\0", bytes(100), data):
         path.write_bytes(data + more)
-        with fault("damaged", f"bytes of tensors: {len(data) - start} expected up to 'mask', {len(data) - start + len(more)} found"):
+        with expect_fault("damaged", f"bytes of tensors: {len(data) - start} expected up to 'mask', {len(data) - start + len(more)} found"):
             read_tensors(path)
 
 
@@ -614,14 +614,14 @@ def test_file_that_becomes_shorter_while_it_is_read(tmp_path, monkeypatch):
     path = saved(tmp_path, {"a": torch.ones(50_000), "b": torch.ones(50_000)})
     places = files._places
     monkeypatch.setattr(files, "_places", lambda *args: (os.truncate(path, 300_000), places(*args))[1])
-    with fault("damaged", "tensor 'b': crc32 [0-9]+ expected"):
+    with expect_fault("damaged", "tensor 'b': crc32 [0-9]+ expected"):
         read_tensors(path)
 
 
 def test_file_of_another_program_is_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(20)}, path)
-    with fault("damaged", "foreign.safetensors\n  header: crc32 .* expected, .* found"):
+    with expect_fault("damaged", "foreign.safetensors\n  header: crc32 .* expected, .* found"):
         read_tensors(path)
 
 
@@ -695,7 +695,7 @@ def test_hostile_header_is_refused_soon_and_in_little_memory(tmp_path, case):
     times_s, limit_s = [], 0.1 if path.stat().st_size < 1e6 else 0.2
     for _ in range(5):
         t0 = time.process_time()
-        with fault("damaged", f"evil.safetensors\n  .*{match}") as info:
+        with expect_fault("damaged", f"evil.safetensors\n  .*{match}") as info:
             read_tensors(path)
         times_s.append(time.process_time() - t0)
         if times_s[-1] < limit_s:
@@ -717,7 +717,7 @@ def test_hostile_header_is_refused_soon_and_in_little_memory(tmp_path, case):
 @pytest.mark.parametrize("n", [0, 1, 40, 2**31, 2**63, 2**64 - 1])
 def test_hostile_length_of_the_header(tmp_path, n):
     path = crafted(tmp_path / "evil", header(entry()), bytes(16), most=n)
-    with fault("damaged", f"bytes: a header of {n} declared, the file has {path.stat().st_size}"):
+    with expect_fault("damaged", f"bytes: a header of {n} declared, the file has {path.stat().st_size}"):
         read_tensors(path)
 
 
@@ -727,7 +727,7 @@ def test_most_tensors_are_read_one_more_is_refused(tmp_path, monkeypatch):
     durable_write(tmp_path / "a", tensor_file({name: torch.zeros(1) for name in names}, {}))
     assert list(read_tensors(tmp_path / "a")[0]) == names
     none = [entry(shape=[0], offsets=[0, 0])] * 51
-    with fault("damaged", "tensors: at most 50 allowed"):
+    with expect_fault("damaged", "tensors: at most 50 allowed"):
         read_tensors(crafted(tmp_path / "b", header(*none)))
 
 
@@ -759,9 +759,9 @@ def test_folder_of_somebody_else_is_not_replaced(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/1.jpg").write_bytes(b"1")
     (tmp_path / "file").write_bytes(b"1")
-    with fault("write-failed", "photos: Directory not empty\n  what was there before is kept"):
+    with expect_fault("write-failed", "photos: Directory not empty\n  what was there before is kept"):
         write_folder(tmp_path / "photos", {"a": b"1"}, "checkpoint", {})
-    with fault("write-failed", "file: Not a directory"):
+    with expect_fault("write-failed", "file: Not a directory"):
         write_folder(tmp_path / "file", {"a": b"1"}, "checkpoint", {})
     assert os.listdir(tmp_path / "photos") == ["1.jpg"]
     assert (tmp_path / "file").read_bytes() == b"1"
@@ -778,7 +778,7 @@ def test_fault_in_a_folder_keeps_the_old_one(tmp_path, monkeypatch, call, count,
     for at in range(1, count + 1 - (call == "replace" and not exists)):
         if exists:
             write_folder(step, {"a": b"old"}, "checkpoint", {})
-        with monkeypatch.context() as patch, fault("disk-full", f"{step}: the disk is full", STOPPED):
+        with monkeypatch.context() as patch, expect_fault("disk-full", f"{step}: the disk is full", STOPPED):
             failing(patch, call, at, errno.ENOSPC)
             write_folder(step, {"a": b"new"}, "checkpoint", {})
         assert hidden(tmp_path) == []
@@ -791,7 +791,7 @@ def test_fault_in_a_folder_keeps_the_old_one(tmp_path, monkeypatch, call, count,
 def test_folder_in_place_whose_name_was_not_synced(tmp_path, monkeypatch):
     write_folder(tmp_path / "a", {"x": b"old"}, "checkpoint", {})
     failing(monkeypatch, "fsync", 4, errno.ENOSPC)
-    with fault("write-failed", "in place, but may not survive a power loss"):
+    with expect_fault("write-failed", "in place, but may not survive a power loss"):
         write_folder(tmp_path / "a", {"x": b"new"}, "checkpoint", {})
     assert (tmp_path / "a/x").read_bytes() == b"new"
 
@@ -816,15 +816,17 @@ def test_manifest_of_a_whole_run(run):
 
 
 def test_manifest_missing_or_of_another_kind_or_newer(run, tmp_path):
-    with fault("not-a-run", f"not a cloche run: no manifest.json in {tmp_path}\n  Give a folder that cloche train left", WRONG_INPUT):
+    with expect_fault(
+        "not-a-run", f"not a cloche run: no manifest.json in {tmp_path}\n  Give a folder that cloche train left", WRONG_INPUT
+    ):
         check_manifest(tmp_path, "run")
-    with fault("wrong-kind", "run\n  checkpoint expected, 'run' found", WRONG_INPUT):
+    with expect_fault("wrong-kind", "run\n  checkpoint expected, 'run' found", WRONG_INPUT):
         check_manifest(run, "checkpoint")
     (tmp_path / "manifest.json").mkdir()
-    with fault("not-a-run", "not a cloche run", WRONG_INPUT):
+    with expect_fault("not-a-run", "not a cloche run", WRONG_INPUT):
         check_manifest(tmp_path, "run")
     write_manifest(run, "run", ["facts.json"], format=2)
-    with fault("newer-format", "run\n  format 2 found, this cloche knows up to 1\n  Update cloche", WRONG_INPUT):
+    with expect_fault("newer-format", "run\n  format 2 found, this cloche knows up to 1\n  Update cloche", WRONG_INPUT):
         check_manifest(run, "run")
 
 
@@ -833,18 +835,18 @@ def test_files_that_are_not_as_listed(run, thorough):
     path = run / "model.safetensors"
     path.write_bytes(b"model.safetensorS")
     if thorough:
-        with fault("damaged", "model.safetensors\n  sha256: '[0-9a-f]{64}' expected, '[0-9a-f]{64}' found"):
+        with expect_fault("damaged", "model.safetensors\n  sha256: '[0-9a-f]{64}' expected, '[0-9a-f]{64}' found"):
             check_manifest(run, "run")
     else:
         check_manifest(run, "run", thorough=False)
     path.write_bytes(b"model.safetensor")
-    with fault("damaged", "model.safetensors\n  bytes: 17 expected, 16 found"):
+    with expect_fault("damaged", "model.safetensors\n  bytes: 17 expected, 16 found"):
         check_manifest(run, "run", thorough=thorough)
     path.unlink()
-    with fault("damaged", "cannot read .*model.safetensors\n  No such file"):
+    with expect_fault("damaged", "cannot read .*model.safetensors\n  No such file"):
         check_manifest(run, "run", thorough=thorough)
     os.mkfifo(path)
-    with fault("damaged", "cannot read .*model.safetensors\n  not a plain file"):
+    with expect_fault("damaged", "cannot read .*model.safetensors\n  not a plain file"):
         check_manifest(run, "run", thorough=thorough)
 
 
@@ -879,7 +881,7 @@ def signed(folder, listed, kind="run", format=1, **more):
 )
 def test_manifests_that_are_none(run, text, name, code, match):
     (run / "manifest.json").write_text(text)
-    with fault(name, match, code):
+    with expect_fault(name, match, code):
         check_manifest(run, "run")
 
 
@@ -888,21 +890,21 @@ def test_edited_manifest_is_found(run):
         write_manifest(run, "run", ["facts.json"], facts={"id": "x1"})
         text = json.loads((run / "manifest.json").read_text()) | {key: value}
         (run / "manifest.json").write_text(json.dumps(text))
-        with fault("damaged", "manifest.json\n  its own sha256 does not fit: a person or the disk has changed it"):
+        with expect_fault("damaged", "manifest.json\n  its own sha256 does not fit: a person or the disk has changed it"):
             check_manifest(run, "run")
 
 
 @pytest.mark.parametrize("value", [7, None, [], {}, {"bytes": True}, {"bytes": "17"}])
 def test_entries_that_are_none(run, value):
     signed(run, {"model.safetensors": value})
-    with fault("damaged", "model.safetensors\n  bytes: .* expected, 17 found"):
+    with expect_fault("damaged", "model.safetensors\n  bytes: .* expected, 17 found"):
         check_manifest(run, "run")
 
 
 @pytest.mark.parametrize(("listed", "format"), [([], 1), (None, 1), ({}, True), ({}, "1"), ({}, 1.0), ({}, None)])
 def test_manifests_of_another_form_are_refused_though_their_sha256_is_right(run, listed, format):
     signed(run, listed, format=format)
-    with fault("damaged", "its own sha256 does not fit"):
+    with expect_fault("damaged", "its own sha256 does not fit"):
         check_manifest(run, "run")
 
 
@@ -913,12 +915,12 @@ UNSAFE = ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "a/", "./a"
 def test_unsafe_names_are_refused_by_reader_and_writers(run, tmp_path, name):
     signed(run, {name: {"bytes": 1, "sha256": ""}})
     match = "unsafe file name in .*\n  '"
-    with fault("unsafe-name", match) as info:
+    with expect_fault("unsafe-name", match) as info:
         check_manifest(run, "run")
     assert "\x1b" not in str(info.value)
-    with fault("unsafe-name", match):
+    with expect_fault("unsafe-name", match):
         write_manifest(run, "run", [name])
-    with fault("unsafe-name", match):
+    with expect_fault("unsafe-name", match):
         write_folder(tmp_path / "new", {name: b"1"}, "checkpoint", {})
     assert os.listdir(tmp_path) == ["run"]
 
@@ -931,10 +933,10 @@ def test_links_may_lead_inside_only(run, tmp_path):
     write_manifest(run, "run", ["inside"])
     check_manifest(run, "run")
     for name in ("outside", "up/secret"):
-        with fault("unsafe-name", "unsafe file name"):
+        with expect_fault("unsafe-name", "unsafe file name"):
             write_manifest(run, "run", [name])
         signed(run, {name: {"bytes": 1, "sha256": hashlib.sha256(b"1").hexdigest()}})
-        with fault("unsafe-name", f"unsafe file name in {run}\n  '{name}'"):
+        with expect_fault("unsafe-name", f"unsafe file name in {run}\n  '{name}'"):
             check_manifest(run, "run")
     (tmp_path / "run2").symlink_to("run")  # a link to the folder itself is a person's own
     write_manifest(tmp_path / "run2", "run", ["inside"])
@@ -947,7 +949,7 @@ def test_links_may_lead_inside_only(run, tmp_path):
 def test_lock_refuses_a_second_and_is_freed(tmp_path):
     for _ in range(2):
         match = rf"in use: {tmp_path}\n  by process {os.getpid()} since \d{{4}}-\d\d-\d\d .*\n  Wait"
-        with Lock(tmp_path), fault("in-use", match, WRONG_INPUT):
+        with Lock(tmp_path), expect_fault("in-use", match, WRONG_INPUT):
             Lock(tmp_path).__enter__()
     with pytest.raises(ZeroDivisionError), Lock(tmp_path):
         raise ZeroDivisionError
@@ -965,10 +967,10 @@ def test_lock_says_who_holds_it_and_since_when(tmp_path):
 
 
 def test_lock_where_nothing_can_be_written(tmp_path, monkeypatch):
-    with fault("write-failed", "no/.lock: No such file"):
+    with expect_fault("write-failed", "no/.lock: No such file"):
         Lock(tmp_path / "no").__enter__()
     failing(monkeypatch, "open", 1, errno.EROFS)
-    with fault("read-only", ".lock: Read-only file system", WRONG_INPUT):
+    with expect_fault("read-only", ".lock: Read-only file system", WRONG_INPUT):
         Lock(tmp_path).__enter__()
 
 

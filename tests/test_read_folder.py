@@ -38,7 +38,7 @@ def two_classes(root: Path):
     return root
 
 
-def fault(root, **wanted):
+def expect_fault(root, **wanted):
     with pytest.raises(UserError) as caught:
         read_folder(root, 8, dirty)
     for name, text in wanted.items():
@@ -366,46 +366,48 @@ def test_what_may_not_be_read_is_left_out(tmp_path, monkeypatch):
 
 def test_a_path_that_is_missing_suggests_its_neighbour(tmp_path):
     two_classes(tmp_path / "photos")
-    fault(tmp_path / "fotos", what=f"there is no folder {tmp_path / 'fotos'}", do=f"did you mean {tmp_path / 'photos'}?")
-    assert fault(tmp_path / "zzz", what="zzz").do == ""
-    assert fault(tmp_path / "none" / "below", what="below").do == ""
+    expect_fault(tmp_path / "fotos", what=f"there is no folder {tmp_path / 'fotos'}", do=f"did you mean {tmp_path / 'photos'}?")
+    assert expect_fault(tmp_path / "zzz", what="zzz").do == ""
+    assert expect_fault(tmp_path / "none" / "below", what="below").do == ""
 
 
 def test_a_file_is_no_folder(tmp_path):
-    fault(put(tmp_path / "one.png"), what="one.png is a file, not a folder", do="give the folder of the class folders")
+    expect_fault(put(tmp_path / "one.png"), what="one.png is a file, not a folder", do="give the folder of the class folders")
 
 
 def test_an_empty_folder_and_one_without_pictures(tmp_path):
-    fault(tmp_path, what=f"{tmp_path} has no class folders with pictures", found="there is nothing in it", do=f"{tmp_path}/maize")
+    expect_fault(tmp_path, what=f"{tmp_path} has no class folders with pictures", found="there is nothing in it", do=f"{tmp_path}/maize")
     (tmp_path / "maize").mkdir()
     (tmp_path / "notes.txt").touch()
-    fault(tmp_path, what="has no class folders", found="notes.txt (not in a class folder), maize (empty class folder)")
+    expect_fault(tmp_path, what="has no class folders", found="notes.txt (not in a class folder), maize (empty class folder)")
 
 
 def test_pictures_without_class_folders_are_told_how_to_lie(tmp_path):
     for k in range(5):
         put(tmp_path / f"{k}.png")
     found = "0.png (not in a class folder), 1.png (not in a class folder), 2.png (not in a class folder) and 2 more"
-    fault(tmp_path, what="has no class folders with pictures", found=found, do="put the pictures of each class into a folder of its own")
+    expect_fault(
+        tmp_path, what="has no class folders with pictures", found=found, do="put the pictures of each class into a folder of its own"
+    )
     put(tmp_path / "split" / "train" / "1.png")
     put(tmp_path / "split" / "test" / "1.png")
-    fault(tmp_path / "split", found="test/1.png (not in a class folder), train/1.png")
+    expect_fault(tmp_path / "split", found="test/1.png (not in a class folder), train/1.png")
 
 
 def test_one_class_only(tmp_path):
     put(tmp_path / "photos" / "maize" / "1.png")
     (tmp_path / "photos" / "beans").mkdir()
-    told = fault(tmp_path / "photos", what="one class only: maize", found="beans (empty class folder)")
+    told = expect_fault(tmp_path / "photos", what="one class only: maize", found="beans (empty class folder)")
     assert (told.code, told.do.split(";")[0]) == (2, "a classifier needs at least two folders, one for each class")
-    fault(tmp_path, what="one class only: photos", do=f"if they lie inside this one, give {tmp_path / 'photos'}")
+    expect_fault(tmp_path, what="one class only: photos", do=f"if they lie inside this one, give {tmp_path / 'photos'}")
     (tmp_path / "photos" / "beans" / "1.png").write_text("x")
-    fault(tmp_path / "photos", what="one class only: maize", found="beans/1.png (not a picture")
+    expect_fault(tmp_path / "photos", what="one class only: maize", found="beans/1.png (not a picture")
 
 
 def test_nothing_readable_names_three(tmp_path):
     for k in range(5):
         put(tmp_path / f"c{k % 2}" / f"{k}.png").write_bytes(b"")
-    told = fault(tmp_path, what=f"no picture in {tmp_path} can be read")
+    told = expect_fault(tmp_path, what=f"no picture in {tmp_path} can be read")
     assert told.found == "c0/0.png (empty file), c0/2.png (empty file), c0/4.png (empty file) and 2 more"
 
 
@@ -415,10 +417,10 @@ def test_a_class_that_train_lacks(part, tmp_path):
     two_classes(tmp_path / part)
     put(tmp_path / part / "rye" / "1.png")
     what, found = "the class rye does not occur in train", f"one of its pictures is {part}/rye/1.png"
-    fault(tmp_path, what=what, found=found, do="add pictures of it to train")
+    expect_fault(tmp_path, what=what, found=found, do="add pictures of it to train")
     (tmp_path / "train" / "rye").mkdir()
     (tmp_path / "train" / "rye" / "1.png").write_text("x")
-    fault(tmp_path, what="the class rye does not occur in train")
+    expect_fault(tmp_path, what="the class rye does not occur in train")
 
 
 def test_a_class_may_be_missing_from_test(tmp_path):

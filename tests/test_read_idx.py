@@ -45,7 +45,7 @@ def put(root, suffix="", dot="-", **replaced):
     return root
 
 
-def fault(root, **wanted):
+def expect_fault(root, **wanted):
     with pytest.raises(UserError) as caught:
         read_idx(root, 28, dirty)
     for name, text in wanted.items():
@@ -120,38 +120,38 @@ def test_a_cut_file_tells_both_sizes(suffix, tmp_path):
     whole = packed(arrays()["train", "images"])
     put(tmp_path, suffix, train_images_idx3_ubyte=whole[:-1])
     what = f"train-images-idx3-ubyte{suffix} is damaged"
-    fault(tmp_path, what=what, found="it has 225 bytes, its header promises 226", do="download or copy it again")
+    expect_fault(tmp_path, what=what, found="it has 225 bytes, its header promises 226", do="download or copy it again")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_file_that_is_too_long(suffix, tmp_path):
     put(tmp_path, suffix, train_labels_idx1_ubyte=packed(arrays()["train", "labels"]) + b"\0")
-    fault(tmp_path, found="it has more than the 15 bytes that its header promises")
+    expect_fault(tmp_path, found="it has more than the 15 bytes that its header promises")
 
 
 @pytest.mark.parametrize("n_bytes", [0, 3, 15])
 def test_a_file_that_ends_in_its_header(n_bytes, tmp_path):
     put(tmp_path, train_images_idx3_ubyte=packed(arrays()["train", "images"])[:n_bytes])
-    fault(tmp_path, found=f"it ends at byte {n_bytes}, inside its header")
+    expect_fault(tmp_path, found=f"it ends at byte {n_bytes}, inside its header")
 
 
 def test_a_wrong_magic_number(tmp_path):
     put(tmp_path, train_images_idx3_ubyte=packed(np.zeros((20, 1))))
-    fault(tmp_path, found="it begins with 2050 instead of 2051")
+    expect_fault(tmp_path, found="it begins with 2050 instead of 2051")
     put(tmp_path, t10k_labels_idx1_ubyte=packed(np.zeros((2, 3, 3))))
-    fault(tmp_path, what="t10k-labels-idx1-ubyte is damaged", found="it begins with 2051 instead of 2049")
+    expect_fault(tmp_path, what="t10k-labels-idx1-ubyte is damaged", found="it begins with 2051 instead of 2049")
 
 
 @pytest.mark.parametrize("shape, told", [((0, 28, 28), "0 × 28 × 28"), ((2**32 - 1,) * 3, "4 294 967 295 × 4 294 967 295 × 4 294 967 295")])
 def test_sizes_are_bounded(shape, told, tmp_path):
     put(tmp_path, train_images_idx3_ubyte=struct.pack(">4I", 2051, *shape) + bytes(100))
-    fault(tmp_path, found=f"its header promises {told} bytes")
+    expect_fault(tmp_path, found=f"its header promises {told} bytes")
 
 
 def test_a_header_that_promises_gigabytes_costs_nothing(tmp_path):
     put(tmp_path, train_images_idx3_ubyte=struct.pack(">4I", 2051, 2_000_000, 28, 28) + bytes(100))
     t0 = time.monotonic()
-    fault(tmp_path, found="it has 116 bytes, its header promises 1 568 000 016")
+    expect_fault(tmp_path, found="it has 116 bytes, its header promises 1 568 000 016")
     assert time.monotonic() - t0 < 1
 
 
@@ -162,7 +162,7 @@ def test_a_gzip_bomb_costs_nothing(tmp_path):
     swollen = squeeze.compress(struct.pack(">4I", 2051, 7, 6, 5)) + b"".join(squeeze.compress(block) for _ in range(100)) + squeeze.flush()
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(swollen)
     t0 = time.monotonic()
-    fault(tmp_path, found="it has more than the 226 bytes that its header promises")
+    expect_fault(tmp_path, found="it has more than the 226 bytes that its header promises")
     assert time.monotonic() - t0 < 0.2  # unpacking it all takes 0.3
 
 
@@ -177,29 +177,29 @@ def test_a_damaged_gzip(tmp_path):
         (whole[:12] + b"\xff" * 8 + whole[20:], "Error -3 while decompressing"),
     ):
         path.write_bytes(content)
-        told = fault(tmp_path, what="train-images-idx3-ubyte.gz is damaged")
+        told = expect_fault(tmp_path, what="train-images-idx3-ubyte.gz is damaged")
         assert found in told.found
 
 
 def test_counts_that_differ(tmp_path):
     put(tmp_path, train_images_idx3_ubyte=packed(np.zeros((2000, 2, 2))), train_labels_idx1_ubyte=packed(np.zeros(1999)))
-    fault(tmp_path, what="train-images-idx3-ubyte and its labels do not belong together", found="2 000 pictures but 1 999 labels")
+    expect_fault(tmp_path, what="train-images-idx3-ubyte and its labels do not belong together", found="2 000 pictures but 1 999 labels")
 
 
 def test_sizes_that_differ_between_train_and_test(tmp_path):
     put(tmp_path, t10k_images_idx3_ubyte=packed(np.zeros((2, 3, 9))))
-    fault(tmp_path, what="the pictures of train and test differ in size", found="6 × 5 in train, 3 × 9 in test")
+    expect_fault(tmp_path, what="the pictures of train and test differ in size", found="6 × 5 in train, 3 × 9 in test")
 
 
 def test_labels_that_are_missing(tmp_path):
     put(tmp_path, ".gz", t10k_labels_idx1_ubyte=None)
-    fault(tmp_path, what="the labels of t10k-images-idx3-ubyte.gz are missing", do="add t10k-labels-idx1-ubyte.gz")
+    expect_fault(tmp_path, what="the labels of t10k-images-idx3-ubyte.gz are missing", do="add t10k-labels-idx1-ubyte.gz")
 
 
 def test_train_that_is_missing(tmp_path):
     put(tmp_path, train_images_idx3_ubyte=None)
     assert looks_like_idx(tmp_path)
-    fault(tmp_path, what=f"{tmp_path} lacks the training pictures", do="add train-images-idx3-ubyte.gz")
+    expect_fault(tmp_path, what=f"{tmp_path} lacks the training pictures", do="add train-images-idx3-ubyte.gz")
 
 
 def test_what_does_not_look_like_idx(tmp_path):
