@@ -17,8 +17,8 @@ SETTINGS = ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20))
 
 
 def calm_threads() -> None:
-    """A thread that waits for another gives its core away after some 30 µs. OpenMP's own patience, milliseconds, makes small steps
-    ten times slower as soon as anything else runs on the machine, and gains nothing on an idle one."""
+    """A thread that waits for another soon gives its core away. With OpenMP's own patience a small net trained a third as fast beside
+    other work (11 000 against 32 000 pictures/s, one run each); on an idle machine the primer's net showed no difference."""
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 

@@ -17,6 +17,26 @@ def _own_cache(tmp_path_factory):
     torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Work this small is faster on one, above all where others use the cores too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def quiet_machine(one_thread):
+    """How fast this machine multiplies does not matter here, so it is not measured after every training."""
+    from cloche.use import train  # here: most tests need none of it
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(train, "limit_of", lambda *given: 1e9)
+    yield
+    patch.undo()
+
+
 def pytest_runtest_setup(item):
     for mark in item.iter_markers("needs"):
         if shutil.which(TOOLS[mark.args[0]]) is None:

@@ -14,7 +14,6 @@ import cloche
 from cloche import cli
 from cloche.errors import FAILED, WRONG_INPUT, UserError
 from cloche.use import report
-from cloche.use import train as use_train
 from cloche.use.train import Options
 
 QUICK = {"train.epochs": 25, "train.batch": 16, "optim.lr": 0.01, "train.device": "cpu"}
@@ -22,15 +21,7 @@ X, Y = load_iris(return_X_y=True)
 X = X.astype(np.float32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quiet_machine():
-    """One thread, as others work on these cores; how fast they multiply does not matter here."""
-    was, patch = torch.get_num_threads(), pytest.MonkeyPatch()
-    torch.set_num_threads(1)
-    patch.setattr(use_train, "limit_of", lambda *given: 1e9)
-    yield
-    torch.set_num_threads(was)
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("quiet_machine")
 
 
 def perceptron(outputs: int = 3, inputs: int = 4) -> nn.Module:

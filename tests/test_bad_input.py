@@ -11,12 +11,10 @@ import zlib
 import numpy as np
 from PIL import Image
 import pytest
-import torch
 
 from cloche import cli
 from cloche.errors import DONE, FAILED, WRONG_INPUT
 from cloche.training.run import SEALED
-from cloche.use import train as use_train
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not have")
 PLAIN = ["--set", "train.precision=fp32", "--set", "train.layout=plain"]
@@ -25,15 +23,7 @@ TINY += ["--epochs", "2", "--batch", "8"]
 POINTS = [*PLAIN, "--set", "data.rows=100", "--epochs", "2"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quiet_machine():
-    """One thread, as others work on these cores; how fast they multiply does not matter here."""
-    was, patch = torch.get_num_threads(), pytest.MonkeyPatch()
-    torch.set_num_threads(1)
-    patch.setattr(use_train, "limit_of", lambda *given: 1e9)
-    yield
-    torch.set_num_threads(was)
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("quiet_machine")
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import torch
 
 from cloche import __version__, cli
 from cloche.errors import DONE, FAILED, STOPPED, WRONG_INPUT
-from cloche.use import train as use_train
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="limits and pipes of Unix")
 PLAIN = ["--set", "train.precision=fp32", "--set", "train.layout=plain", "--set", "train.device=cpu"]
@@ -35,15 +34,7 @@ TINY = [
 VERBS = ("train", "evaluate", "predict", "explain", "report", "list")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quiet_machine():
-    """One thread, as others work on these cores; how fast they multiply does not matter here."""
-    was, patch = torch.get_num_threads(), pytest.MonkeyPatch()
-    torch.set_num_threads(1)
-    patch.setattr(use_train, "limit_of", lambda *given: 1e9)
-    yield
-    torch.set_num_threads(was)
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("quiet_machine")
 
 
 @pytest.fixture

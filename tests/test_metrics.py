@@ -14,14 +14,7 @@ from cloche.tasks.classify import Classify
 from cloche.tasks.metrics import mean, per_class, share
 from cloche.tasks.regress import Regress
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Work this small is faster on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 NETS = {"net": nn.Identity()}  # the rows' columns are the logits

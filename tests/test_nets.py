@@ -31,13 +31,7 @@ SMALL = {
 one = torch.tensor(1.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Nets this small run faster on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def built(config, inputs, classes=3, seed=0, double=True):

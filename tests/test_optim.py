@@ -10,14 +10,7 @@ import torch.nn.functional as F
 from cloche.training.objective import gradient_norm
 from cloche.training.optim import OPTIMS, AdamConfig, AdamwConfig, OptimConfig, RmspropConfig, SgdConfig
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Work this small is faster on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 CASES = {

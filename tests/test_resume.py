@@ -17,7 +17,6 @@ import sys
 import time
 
 import pytest
-import torch
 
 from cloche import cli, files
 from cloche.errors import FAILED, INTERRUPTED, STOPPED, WRONG_INPUT, UserError
@@ -89,15 +88,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two cores that others work on too; the commands that are started here get OMP_NUM_THREADS=1."""
-    was, patch = torch.get_num_threads(), pytest.MonkeyPatch()
-    torch.set_num_threads(1)
-    patch.setattr(use_train, "limit_of", lambda *given: 1e9)
-    yield
-    torch.set_num_threads(was)
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("quiet_machine")
 
 
 def sha(path: Path) -> str:
