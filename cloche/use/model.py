@@ -194,9 +194,19 @@ def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
         raise
     recipe = parse(tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8")))
     facts = files.read_json(path / "facts.json")
-    stored = files.read_json(path / "prepare.json")
-    prepare = PREPARES[stored["kind"]].model_validate_json(json.dumps(stored))
+    prepare = read_prepare(path)
     return recipe, facts, prepare
+
+
+def read_prepare(path: Path) -> Any:
+    """The preparation in a run folder, finished or not. Raises: UserError "damaged" when it is none."""
+    stored = files.read_json(path / "prepare.json")
+    kind = stored.get("kind") if isinstance(stored, dict) else None
+    try:
+        return PREPARES[kind].model_validate_json(json.dumps(stored))
+    except (KeyError, ValueError):
+        what = _("damaged: {path}").format(path=path / "prepare.json")
+        raise UserError(what, _("it is no preparation"), _("start anew with --again"), code=FAILED, name="damaged") from None
 
 
 def evaluate(run: str | Path, data: str | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import contextlib
-import json
 import os
 from pathlib import Path
 import signal
@@ -17,7 +16,6 @@ from torch import nn
 from cloche.build import Data, device_of, facts_of, job_of, net_of, nouns, open_data, parameters_of, precision_of, task_of
 from cloche.config import Frozen
 from cloche.data.chunk import Chunk
-from cloche.data.prepare import PREPARES
 from cloche.data.store import Store
 from cloche.errors import UserError
 from cloche.files import read_json
@@ -30,7 +28,7 @@ from cloche.training.precision import trial
 from cloche.training.run import Run
 from cloche.training.speed import flops_of, limit_of, threads_for
 from cloche.use import story
-from cloche.use.model import Model, judged, load
+from cloche.use.model import Model, judged, load, read_prepare
 from cloche.words import _
 
 
@@ -100,8 +98,7 @@ def _fitted(path: Path, options: Options) -> Any:
     """The preparation of the run to go on with: read, not fitted again. None for a new run, or where a change is allowed."""
     if options.again or options.allow_change or not (path / "facts.json").exists():
         return None
-    stored = read_json(path / "prepare.json")
-    return PREPARES[stored["kind"]].model_validate_json(json.dumps(stored))
+    return read_prepare(path)
 
 
 def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, facts: dict[str, Any], first: Chunk, options: Options) -> None:
