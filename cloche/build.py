@@ -1,7 +1,7 @@
 """The one place where the tables of a recipe meet: data opened, facts gathered, nets and task joined, the job built."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import math
 from pathlib import Path
 import platform
@@ -12,17 +12,16 @@ import torch
 from torch import nn
 
 from cloche import __version__, rng
-from cloche.config import Fault, Port, RecipeError
+from cloche.config import Fault, NetConfig, RecipeError
 from cloche.data.chunk import Part
-from cloche.data.order import Shuffled
-from cloche.data.prepare import PREPARES
-from cloche.data.split import check_classes, split, twins
+from cloche.data.kinds import KINDS
+from cloche.data.split import twins
 from cloche.data.store import Store, open_store
 from cloche.errors import UserError
 from cloche.nets import NETS
 from cloche.nets.parts import BatchNorm
 from cloche.recipe import Recipe
-from cloche.tasks import Task
+from cloche.tasks import TASKS, Task
 from cloche.training.loop import Job
 from cloche.training.precision import Precision
 from cloche.words import _
@@ -30,18 +29,24 @@ from cloche.words import _
 
 @dataclass
 class Data:
-    """An opened source: the store, the rows of each part, and the preparation fitted on the training part."""
+    """An opened source: the store, the rows of each part, and the preparation fitted on the training part.
+
+    carries: whether the net hands a state on, so that running text is read in lanes.
+    """
 
     store: Store
     rows: dict[str, np.ndarray]
     prepare: Any
     device: torch.device
+    carries: bool = False
+    views: dict[str, tuple[Any, np.ndarray]] = field(default_factory=dict)
 
     def part(self, name: str) -> Part:
-        return Part(name, self.store, self.rows[name], self.prepare, self.device, fill=self.device.type == "cuda")
-
-    def labels_of(self, name: str) -> np.ndarray:
-        return self.store.label[self.rows[name]]
+        if name not in self.views:
+            rows, ids = self.prepare.view(self.store, self.rows[name])
+            self.views[name] = rows.to(self.device), ids
+        rows, ids = self.views[name]
+        return Part(name, rows, ids, self.prepare, self.device, self.device.type == "cuda", self.carries and rows.running)
 
     @property
     def judged(self) -> str:
@@ -62,14 +67,10 @@ def open_data(
     Args:
         prepare: a run's own, then nothing is fitted. foreign: the source is not the run's: it is not split either.
     """
-    config = recipe.data
-    store = store or open_store(config, say)
-    if prepare is not None and foreign:
-        return Data(store.to(device), {}, prepare, device)
-    rows = split(store.digest, store.label, store.part, config.validation, config.test, config.fold)
-    check_classes(store.label, store.labels, rows)
-    fitted = prepare or PREPARES[config.kind].fit(store, rows["train"], config)
-    return Data(store.to(device), rows, fitted, device)
+    store = store or open_store(recipe.data, say)
+    rows = {} if foreign else recipe.data.parts(store)
+    fitted = prepare or KINDS[recipe.data.kind].prepare.fit(store, rows, recipe.data)
+    return Data(store, rows, fitted, device, recipe.net.carries)
 
 
 def device_of(asked: str) -> torch.device:
@@ -104,7 +105,7 @@ def facts_of(recipe: Recipe, data: Data) -> dict[str, Any]:
         "multi": label.ndim == 2 and bool(store.labels),
         "n": store.n,
         "parts": {name: len(rows) for name, rows in data.rows.items()},
-        "twins": twins(store.digest, data.rows),
+        "twins": twins(store.group, data.rows),
         "left_out": [list(pair) for pair in store.left_out[:100]],
         "left_out_n": len(store.left_out),
         "notes": store.notes,
@@ -116,70 +117,66 @@ def facts_of(recipe: Recipe, data: Data) -> dict[str, Any]:
     }
 
 
-def task_of(recipe: Recipe, facts: dict[str, Any]) -> tuple[Recipe, Task]:
-    """The recipe with the task's "auto" resolved, and the task."""
-    if recipe.task.kind == "own":
-        raise RecipeError([Fault('task.kind = "own"', _("is for cloche.fit in Python"), '"classify"')])
-    recipe = recipe.model_copy(update={"task": recipe.task.resolve(facts["outputs"], facts["multi"])})
-    if recipe.task.kind == "classify" and not facts["labels"]:
-        raise RecipeError(
-            [Fault('task.kind = "classify"', _("the labels of this data are numbers"), '"regress"', ("task.kind", "regress"))]
-        )
-    if recipe.task.kind == "regress" and facts["labels"]:
-        raise RecipeError(
-            [Fault('task.kind = "regress"', _("the labels of this data are classes"), '"classify"', ("task.kind", "classify"))]
-        )
-    if recipe.task.kind == "classify" and (recipe.task.loss == "bce") != (facts["multi"] or facts["outputs"] == 2):
-        fits = "bce" if facts["multi"] else "cross_entropy"
-        if recipe.task.loss == "bce" or facts["multi"]:  # two classes may choose
-            told = _("bce is for two classes or several labels at once, cross_entropy for one class of many")
-            raise RecipeError([Fault(f'task.loss = "{recipe.task.loss}"', told, f'"{fits}"', ("task.loss", fits))])
-    if facts["labels"] and len(facts["labels"]) < 2:
-        raise UserError(_("only one class: {name}").format(name=facts["labels"][0]), "", _("a classifier needs at least two"))
-    return recipe, recipe.task.build(tuple(facts["labels"]), facts["outputs"], facts["multi"])
+def task_of(recipe: Recipe, prepare: Any, facts: dict[str, Any]) -> tuple[Recipe, Task]:
+    """The recipe with the task's "auto" resolved, and the task.
+
+    Raises: RecipeError when the task is not for this kind of data, naming those that are.
+    """
+    kind, data = recipe.task.kind, recipe.data.kind
+    if kind not in TASKS or data not in recipe.task.fits:
+        fit = [k for k, c in TASKS.items() if data in c.fits]
+        told = _("is for cloche.fit in Python") if kind not in TASKS else _("does not fit data of the kind {kind}").format(kind=data)
+        raise RecipeError([Fault(f'task.kind = "{kind}"', told, ", ".join(fit), ("task.kind", fit[0]))])
+    recipe = recipe.model_copy(update={"task": recipe.task.resolve(facts)})
+    return recipe, recipe.task.build(prepare, facts)
 
 
-def net_of(recipe: Recipe, inputs: Port, task: Task) -> nn.Module:
-    """Build `[net]` with weights drawn from the recipe's seed.
+def nets_of(recipe: Recipe, task: Task) -> dict[str, nn.Module]:
+    """Build `[net]`, and the nets that train along with it, with weights drawn from the recipe's seed.
 
     Raises: RecipeError when the net can't be called as the task calls it, or its keys are impossible for this data.
     """
-    if recipe.net.kind not in NETS or task.face not in recipe.net.faces:
-        fit = ", ".join(k for k, c in NETS.items() if task.face in c.faces)
-        raise RecipeError([Fault(f'net.kind = "{recipe.net.kind}"', _("does not fit the task {task}").format(task=recipe.task.kind), fit)])
+    kind, given = recipe.net.kind, task.ports["net"][0].kind
+    fit = [k for k, c in NETS.items() if task.face in c.faces and given in (c.reads or (given,))]
+    if kind not in fit:
+        told = _("does not fit the task {task} on data of the kind {kind}").format(task=recipe.task.kind, kind=recipe.data.kind)
+        raise RecipeError([Fault(f'net.kind = "{kind}"', told, ", ".join(fit), ("net.kind", fit[0]))])
+    along = {k: v for k in type(recipe.net).model_fields if isinstance(v := getattr(recipe.net, k), NetConfig)}
     outside = torch.get_rng_state()
     torch.manual_seed(rng.integer("weights", recipe.train.seed))
     try:
-        net = recipe.net.build(inputs, task.outputs)
+        nets = {"net": recipe.net.build(*task.ports["net"], task.face)}
+        nets |= {name: config.build(*task.ports[name], config.faces[0]) for name, config in along.items()}
     except (ValueError, RuntimeError) as fault:  # RuntimeError: a net larger than the memory
         raise RecipeError(
             [Fault("net", str(fault).rpartition("Allocator: ")[2], _("make the net smaller") * isinstance(fault, RuntimeError))]
         ) from None
     finally:
         torch.set_rng_state(outside)
-    if recipe.train.batch < 2 * recipe.train.chunks and any(isinstance(m, BatchNorm) for m in net.modules()):
+    if recipe.train.batch < 2 * recipe.train.chunks and any(isinstance(m, BatchNorm) for n in nets.values() for m in n.modules()):
         told = _("batch normalisation needs at least two rows in each of the {n} chunks").format(n=recipe.train.chunks)
         raise RecipeError([Fault(f"train.batch = {recipe.train.batch}", told, f"train.batch = {2 * recipe.train.chunks}")])
-    return net
+    return nets
 
 
-def job_of(recipe: Recipe, data: Data, task: Task, net: nn.Module) -> Job:
-    """The loop's job; precision and layout as the recipe says, fp32 and plain while they are still "auto"."""
+def job_of(recipe: Recipe, data: Data, task: Task, nets: dict[str, nn.Module], frozen: dict[str, nn.Module]) -> Job:
+    """The loop's job; precision and layout as the recipe says, fp32 and plain while they are still "auto". frozen: nets that only judge."""
     if recipe.train.patience and not len(data.rows["validation"]):
         told = _("there is no validation part to wait for")
-        raise RecipeError([Fault(f"train.patience = {recipe.train.patience}", told, "data.validation = 0.1")])
-    order = Shuffled(len(data.rows["train"]), recipe.train.batch, recipe.train.seed)
+        way = "data.validation = 0.1" if hasattr(recipe.data, "validation") else _("leave it out")
+        raise RecipeError([Fault(f"train.patience = {recipe.train.patience}", told, way)])
+    train = data.part("train")
     return Job(
-        nets={"net": net.to(data.device)},
-        trained=("net",),
+        nets={k: n.to(data.device) for k, n in (nets | frozen).items()},
+        trained=tuple(nets),
         task=task,
-        train=data.part("train"),
+        train=train,
         validation=data.part("validation") if len(data.rows["validation"]) else None,
-        order=order,
+        order=train.order(recipe.train.batch, recipe.train.seed),
         optim=recipe.optim,
         config=recipe.train,
         precision=precision_of(recipe),
-        noun=nouns(data.store.kind),
+        noun=KINDS[data.store.kind].noun,
     )
 
 
@@ -187,9 +184,5 @@ def precision_of(recipe: Recipe) -> Precision:
     return Precision(*(v if v != "auto" else plain for v, plain in ((recipe.train.precision, "fp32"), (recipe.train.layout, "plain"))))
 
 
-def nouns(kind: str) -> str:
-    return {"pictures": _("pictures"), "columns": _("rows")}.get(kind, _("examples"))
-
-
-def parameters_of(net: nn.Module) -> int:
-    return sum(math.prod(p.shape) for p in net.parameters())
+def parameters_of(nets: dict[str, nn.Module]) -> int:
+    return sum(math.prod(p.shape) for net in nets.values() for p in net.parameters())

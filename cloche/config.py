@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 import difflib
 import shlex
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,11 +41,23 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class NetConfig(Frozen):
+    """The table of a net. A field that holds another net's table is a net that trains along, under the field's name.
+
+    faces: the ways in which the net can be called. reads: the kinds of port that it takes, where not any. carries: whether it hands a
+    state on to the rows that follow.
+    """
+
+    faces: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
+    carries: ClassVar[bool] = False
+
+
 @dataclass(frozen=True)
 class Port:
     """What goes into a net or comes out of it.
 
-    kind: "vector" | "image" | "series" | "tokens". shape: without B, None where it varies. size: classes or vocabulary.
+    kind: "vector" | "image" | "series" | "tokens" | "memory". shape: without B, None where it varies. size: classes or vocabulary.
     """
 
     kind: str

@@ -4,17 +4,18 @@ from importlib import resources
 from pathlib import Path
 import re
 import tomllib
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 import tomli_w
 
-from cloche.config import ALIASES, Fault, Frozen, RecipeError, faults_of, keys_of, nearest, show, unknown, wrong_kind
-from cloche.data.prepare import DATA
+from cloche.config import ALIASES, Fault, Frozen, NetConfig, RecipeError, faults_of, keys_of, nearest, show, unknown, wrong_kind
+from cloche.data.kinds import DATA, KINDS
 from cloche.data.store import BUILTIN, kind_of
 from cloche.errors import UserError
 from cloche.nets import NETS
 from cloche.tasks import TASKS
+from cloche.tasks.metrics import NAMES
 from cloche.training.loop import TrainConfig
 from cloche.training.optim import OPTIMS
 from cloche.words import _
@@ -22,12 +23,11 @@ from cloche.words import _
 FORMAT = 1
 
 
-class ModuleConfig(Frozen):
+class ModuleConfig(NetConfig):
     """A person's own nn.Module, passed to `cloche.fit`: the run remembers its name, never its code."""
 
     kind: Literal["module"] = "module"
     name: str
-    faces: ClassVar = ("maps",)
 
 
 class OwnTaskConfig(Frozen):
@@ -40,10 +40,10 @@ class OwnTaskConfig(Frozen):
 class Expect(Frozen):
     """What a shipped recipe is held to by `make recipes`: one figure's bound over n examples, and the seconds it takes."""
 
-    metric: Literal["accuracy", "mse"]
+    metric: Literal[tuple(NAMES)]  # type: ignore[valid-type]
     at_least: float | None = None
     at_most: float | None = None
-    n: int = Field(ge=1)
+    n: int | None = Field(None, ge=1)
     seconds: float = Field(gt=0)
 
 
@@ -79,7 +79,7 @@ class Recipe(Frozen):
 TABLES: dict[str, tuple[dict[str, Any], str, str]] = {
     "data": (DATA, _("kind of data"), ""),
     "net": (NETS | {"module": ModuleConfig}, _("net"), ""),
-    "task": (TASKS | {"own": OwnTaskConfig}, _("task"), "classify"),
+    "task": (TASKS | {"own": OwnTaskConfig}, _("task"), ""),
     "optim": (OPTIMS, _("optimizer"), "adam"),
 }
 SINGLE = {"train": TrainConfig, "expect": Expect}
@@ -117,9 +117,10 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
             raise UserError(_("{path} is a run, not data").format(path=name), "", found.format(path=Path(name) / "recipe.toml", run=name))
         kind = kind_of(name)
         word = Path(name).resolve().name or "data"
-        raw = tomllib.loads((_recipes() / f"{OWN[kind]}.toml").read_text(encoding="utf-8"))
+        raw = tomllib.loads((_recipes() / f"{KINDS[kind].recipe}.toml").read_text(encoding="utf-8"))
         raw.pop("expect", None)
-        raw["data"] = {**raw["data"], "source": name}
+        raw["task"] = {k: v for k, v in raw.get("task", {}).items() if k != "judge"}  # what suits our data only
+        raw["data"] = {**{k: v for k, v in raw["data"].items() if k != "log"}, "source": name}
     else:
         near = nearest(name, [*shipped(), *(p.name for p in Path().iterdir())])
         raise UserError(
@@ -130,9 +131,6 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
     if data is not None:
         raw["data"] = {**raw.get("data", {}), "source": data}
     return re.sub(r"[^\w.-]", "_", word), raw
-
-
-OWN = {"pictures": "digits"}  # the recipe that a person's own folder starts from
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -210,7 +208,7 @@ def parse(raw: dict[str, Any], name: str = "") -> Recipe:
         if not isinstance(given, dict):
             faults.append(Fault(f"{table} = {show(given)}", _("must be {type}").format(type=_("a table")), f'{table}.kind = "{given}"'))
             continue
-        kind = given.get("kind") or (_data_kind(given) if table == "data" else default)
+        kind = given.get("kind") or (_data_kind(given) if table == "data" else _task_kind(built) if table == "task" else default)
         if kind not in kinds:
             faults.append(wrong_kind(f"{table}.kind", kind, {k: c for k, c in kinds.items() if k not in ("module", "own")}, noun))
             faults += [unknown(f"{table}.{k}", v, known, raw) for k, v in given.items() if f"{table}.{k}" not in known]
@@ -233,6 +231,12 @@ def _data_kind(given: dict[str, Any]) -> str:
     return kind_of(source) if isinstance(source, str) else "pictures"
 
 
+def _task_kind(built: dict[str, Any]) -> str:
+    """The first task that is for the data."""
+    kind = getattr(built.get("data"), "kind", "pictures")
+    return next(name for name, config in TASKS.items() if kind in config.fits)
+
+
 def _table(table: str, config: type[Frozen], raw: dict[str, Any], faults: list[Fault]) -> Frozen | None:
     try:
         return config.model_validate(raw.get(table, {}))
@@ -244,7 +248,7 @@ def _table(table: str, config: type[Frozen], raw: dict[str, Any], faults: list[F
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors."""
     tables = {
-        t: {"oneOf": [c.model_json_schema() for k, c in kinds.items() if k not in ("module", "own")]}
+        t: {"oneOf": [c.model_json_schema() for c in dict.fromkeys(c for k, c in kinds.items() if k not in ("module", "own"))]}
         for t, (kinds, _noun, _default) in TABLES.items()
     }
     single = {t: c.model_json_schema() for t, c in SINGLE.items()}

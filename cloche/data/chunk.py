@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cloche import rng
+from cloche.data.order import ByTokens, Lanes, Order, Shuffled
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,23 @@ class Chunk:
         moved = {k: getattr(self, k).to(device, non_blocking=True) for k in ("ids", "at", "weight", "draw")}
         return replace(self, data={k: t.to(device, non_blocking=True) for k, t in self.data.items()}, **moved)
 
+    def head(self, n: int) -> "Chunk":
+        """Its first n rows."""
+        cut = {k: getattr(self, k)[:n] for k in ("ids", "at", "weight")}
+        return replace(self, data={k: t[:n] for k, t in self.data.items()}, **cut)
+
 
 class Rows(Protocol):
     """A store or a view of one: arrays known by row number."""
 
     n: int
+    lengths: np.ndarray | None  # (n,) what each row costs, where they differ
+    fields: dict[str, Any]
+    running: bool  # row i goes on where row i - 1 ended
 
+    def to(self, device: torch.device) -> "Rows": ...
     def rows(self, ids: np.ndarray) -> dict[str, Tensor]: ...
-
-
-class Order(Protocol):
-    """Which rows each step takes: pure in (seed, epoch)."""
-
-    def steps(self, epoch: int) -> int: ...
-    def ids(self, epoch: int, index: int) -> tuple[np.ndarray, int]: ...  # the rows of a step and the position of the first
+    def name(self, i: int) -> str: ...
 
 
 class Prepare(Protocol):
@@ -63,25 +67,44 @@ class Part:
     prepare: Prepare
     device: torch.device = torch.device("cpu")
     fill: bool = False  # pad every chunk to its full shape: for devices that want static shapes
+    carried: bool = False  # the net hands a state on: rows are read in lanes
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def order(self, batch: int, seed: int) -> Order:
+        """Lanes for a carried state, like lengths together where they differ, else a permutation."""
+        if self.carried:
+            return Lanes(len(self), batch)
+        if self.store.lengths is not None:
+            return ByTokens(self.store.lengths[self.ids], batch, seed)
+        return Shuffled(len(self), batch, seed)
+
     def step(self, order: Order, epoch: int, index: int, chunks: int, batch: int, draw: Tensor) -> list[Chunk]:
         """The chunks of one training step; a chunk with one real row is merged into its neighbour."""
         rows, first = order.ids(epoch, index)
-        per = -(-max(batch, len(rows)) // chunks)
+        full = len(rows) if self.store.lengths is not None else max(batch, len(rows))  # rows of unequal cost: their number varies
+        per = -(-full // chunks)
         bounds = list(range(0, len(rows), per)) + [len(rows)]
         if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
             del bounds[-2]
         return [self._chunk(rows[a:b], np.arange(first + a, first + b), draw, True, per) for a, b in zip(bounds, bounds[1:], strict=False)]
 
     def once(self, batch: int) -> Iterator[Chunk]:
-        """Every row once, in the part's own order, without augmentation."""
+        """Every row once, without augmentation: in the part's own order, or in lanes."""
         draw = rng.draw(0, 0)
+        if self.carried:
+            lanes = Lanes(len(self), max(1, min(batch, len(self) // 16)))  # long enough that a cold start counts little
+            for k in range(lanes.each):
+                yield self._chunk(lanes.ids(0, k)[0], np.arange(lanes.lanes) + k * lanes.lanes, draw, False, 0)
+            return
         for a in range(0, len(self.ids), batch):
             b = min(a + batch, len(self.ids))
             yield self._chunk(np.arange(a, b), np.arange(a, b), draw, False, batch)
+
+    def field(self, name: str) -> np.ndarray:
+        """A fixed field of its rows, as in the store: the labels, say."""
+        return self.store.fields[name][torch.from_numpy(self.ids)].cpu().numpy()
 
     def take(self, positions: np.ndarray) -> Chunk:
         """A few rows by their position in the part, prepared as for evaluation."""
@@ -90,9 +113,12 @@ class Part:
     def _chunk(self, positions: np.ndarray, at: np.ndarray, draw: Tensor, train: bool, full: int) -> Chunk:
         short = full - len(positions) if self.fill else 0
         weight = torch.ones(len(positions) + max(short, 0))
+        ended = np.flatnonzero(positions < 0)  # lanes that have come to their end
+        if len(ended):
+            weight[ended], positions = 0, np.where(positions < 0, positions.max(), positions)
         if short > 0:
             weight[len(positions) :] = 0
             positions, at = (np.concatenate([a, np.repeat(a[:1], short)]) for a in (positions, at))
         ids = self.ids[positions]
-        chunk = Chunk(self.store.rows(ids), torch.from_numpy(ids), torch.from_numpy(at), weight, draw, train, short > 0)
+        chunk = Chunk(self.store.rows(ids), torch.from_numpy(ids), torch.from_numpy(at), weight, draw, train, short > 0 or len(ended) > 0)
         return self.prepare.device(chunk.to(self.device))

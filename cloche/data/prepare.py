@@ -6,7 +6,7 @@ Each data kind has its Config (the `[data]` table) and its Prepare side by side;
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,7 @@ from cloche.config import Frozen, Port
 from cloche.data import augment
 from cloche.data.chunk import Chunk
 from cloche.data.pictures import Unreadable, decode
+from cloche.data.split import check_classes, split
 from cloche.errors import UserError
 from cloche.words import _
 
@@ -31,6 +32,14 @@ class DataConfig(Frozen):
     validation: Share = Field(0.1, description=_("share kept for choosing; 0 for none"))
     test: Share = Field(0.2, description=_("share kept for the last figure, where the data has no test part of its own"))
     fold: int = Field(0, ge=0, description=_("which test cut of the ranking"))
+
+    in_order: ClassVar[bool] = False  # cut as the rows stand: running text, time
+
+    def parts(self, store: "RowsOf") -> dict[str, np.ndarray]:
+        """The rows of train, validation and test."""
+        rows = split(store.group, store.label, store.part, self.validation, self.test, self.fold, self.in_order)
+        check_classes(store.label, store.labels, rows)
+        return rows
 
 
 class Augment(Frozen):
@@ -67,7 +76,7 @@ class PicturesPrepare(Frozen):
     augment: Augment = Augment()
 
     @classmethod
-    def fit(cls, store: "RowsOf", ids: np.ndarray, config: PicturesConfig) -> "PicturesPrepare":
+    def fit(cls, store: "RowsOf", rows: dict[str, np.ndarray], config: PicturesConfig) -> "PicturesPrepare":
         plain = cls(
             pixels=config.pixels,
             channels=config.channels,
@@ -78,12 +87,15 @@ class PicturesPrepare(Frozen):
         )
         if not config.normalize:
             return plain
-        mean, std = _moments(plain.inputs(store.rows(i)).transpose(0, 1).flatten(1).T for i in _batches(ids))
+        mean, std = moments(plain.inputs(store.rows(i)).transpose(0, 1).flatten(1).T for i in batches(rows["train"]))
         return plain.model_copy(update={"mean": mean, "std": std})
 
     @property
     def port(self) -> Port:
         return Port("image", (self.channels, self.pixels, self.pixels))
+
+    def view(self, store: Any, ids: np.ndarray) -> tuple[Any, np.ndarray]:
+        return store, ids
 
     def encode(self, given: str | Path | bytes | np.ndarray) -> dict[str, np.ndarray]:
         """One picture (a path, a file's bytes, or an (h, w) or (h, w, c) uint8 array) → its fields, as the store holds them."""
@@ -151,16 +163,20 @@ class ColumnsPrepare(Frozen):
     labels: tuple[str, ...] = Field(strict=False)
 
     @classmethod
-    def fit(cls, store: "RowsOf", ids: np.ndarray, config: ColumnsConfig) -> "ColumnsPrepare":
+    def fit(cls, store: "RowsOf", rows: dict[str, np.ndarray], config: ColumnsConfig) -> "ColumnsPrepare":
+        ids = rows["train"]
         shape = tuple(next(iter(store.rows(ids[:1]).values())).shape[1:])
         if not config.normalize:
             return cls(shape=shape, mean=(), std=(), labels=tuple(store.labels))
-        mean, std = _moments(store.rows(i)["columns"].flatten(1) for i in _batches(ids))
+        mean, std = moments(store.rows(i)["columns"].flatten(1) for i in batches(ids))
         return cls(shape=shape, mean=mean, std=std, labels=tuple(store.labels))
 
     @property
     def port(self) -> Port:
         return Port("vector", self.shape)
+
+    def view(self, store: Any, ids: np.ndarray) -> tuple[Any, np.ndarray]:
+        return store, ids
 
     def encode(self, given: Any) -> dict[str, np.ndarray]:
         """One row: numbers, or text such as "0.5 -1" or "0.5,-1"."""
@@ -189,16 +205,21 @@ class ColumnsPrepare(Frozen):
 
 
 class RowsOf(Protocol):
+    """What a preparation is fitted on: the store."""
+
     labels: list[str]
+    label: np.ndarray
+    group: np.ndarray
+    part: np.ndarray
 
     def rows(self, ids: np.ndarray) -> dict[str, Tensor]: ...
 
 
-def _batches(ids: np.ndarray, size: int = 2048) -> Iterator[np.ndarray]:
+def batches(ids: np.ndarray, size: int = 2048) -> Iterator[np.ndarray]:
     return (ids[a : a + size] for a in range(0, len(ids), size))
 
 
-def _moments(batches: Iterator[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(batches: Iterator[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each column of (n, F) batches, from sums in float64; a constant column keeps 1."""
     n, total, squares = 0, 0.0, 0.0
     for x in batches:
@@ -207,7 +228,3 @@ def _moments(batches: Iterator[Tensor]) -> tuple[tuple[float, ...], tuple[float,
     mean = total / n
     std = (squares / n - mean.square()).clamp(min=0).sqrt()
     return tuple(mean.tolist()), tuple(torch.where(std > 1e-6, std, 1.0).tolist())
-
-
-DATA = {"pictures": PicturesConfig, "columns": ColumnsConfig}
-PREPARES = {"pictures": PicturesPrepare, "columns": ColumnsPrepare}

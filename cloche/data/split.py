@@ -12,20 +12,25 @@ from cloche.errors import UserError
 from cloche.words import _, listed, number
 
 
-def split(digest: np.ndarray, label: np.ndarray, given: np.ndarray, validation: float, test: float, fold: int) -> dict[str, np.ndarray]:
+def split(
+    group: np.ndarray, label: np.ndarray, given: np.ndarray, validation: float, test: float, fold: int, in_order: bool = False
+) -> dict[str, np.ndarray]:
     """Rows of each part.
 
     Args:
-        digest: (n, 16) uint8 content hashes. label: (n,) int64 classes, else (n, K) float32. given: (n,) uint8 parts.
-        validation, test: shares of the whole; where the source has a test part, `validation` is a share of the rest.
+        group: (n, 16) uint8 hashes, alike for rows that stay together. label: (n,) int64 classes, else (n, K) float32.
+        given: (n,) uint8 parts. validation, test: shares of the whole; where the source has a test part, `validation` is a share of the
+        rest. in_order: cut as the rows stand, the test part last, for running text and for time.
     Returns: {"train", "validation", "test"} → sorted int64 rows.
     Raises: UserError when a fold is asked of a source with its own test part, or when nothing is left to train on.
     """
-    n, part = len(digest), given.copy()
+    n, part = len(group), given.copy()
     official = bool((given != NONE).any())
-    if official and fold:
+    if (official or in_order) and fold:
         raise UserError(
-            _("this data has its own test part, so there are no folds to rotate"),
+            _("this data is cut in order, so there are no folds to rotate")
+            if in_order
+            else _("this data has its own test part, so there are no folds to rotate"),
             _("data.fold = {fold}").format(fold=fold),
             _("leave out --folds"),
         )
@@ -39,7 +44,12 @@ def split(digest: np.ndarray, label: np.ndarray, given: np.ndarray, validation: 
         )
     free = np.flatnonzero((given != TEST) & (given != VALIDATION)) if official else np.arange(n)
     if not (given == VALIDATION).any() or not official:
-        part[free] = _ranked(digest[free], _classes(label)[free], validation, test, fold)
+        if in_order:
+            held, kept = round(test * len(free)), round(validation * len(free))
+            part[free[len(free) - held - kept : len(free) - held]] = VALIDATION
+            part[free[len(free) - held :]] = TEST
+        else:
+            part[free] = _ranked(group[free], _classes(label)[free], validation, test, fold)
     rows = {
         "train": np.flatnonzero((part != VALIDATION) & (part != TEST)),
         "validation": np.flatnonzero(part == VALIDATION),

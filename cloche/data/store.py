@@ -13,46 +13,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cloche import files
 from cloche.config import nearest
 from cloche.data.prepare import DataConfig
+from cloche.data.read.audio import read_audio
 from cloche.data.read.builtin import BUILTIN
+from cloche.data.read.captions import read_captions
 from cloche.data.read.examples import Examples
 from cloche.data.read.folder import read_folder
 from cloche.data.read.idx import looks_like_idx, read_idx
+from cloche.data.read.pairs import read_pairs
+from cloche.data.read.series import read_series
+from cloche.data.read.text import read_text
+from cloche.data.table import Ragged, Table
 from cloche.errors import UserError
 from cloche.words import _
 
+SUFFIXES = {".txt": "text", ".tsv": "pairs", ".csv": "series"}  # of a file → the kind of its data
+INDEXES = {"captions.tsv": "captions", "transcripts.tsv": "audio"}  # in a folder → the kind of its data
 ARRAYS = "arrays"  # the source of what cloche.fit was given
+VALUES, OFFSETS = "--values", "--offsets"  # of a ragged field, as files
 FORMAT = 1  # raise it when a reader gives other arrays for the same files
 
 
-class Store:
-    """Rows by number; fields live on one device as they are (uint8, not floats).
+class Store(Table):
+    """Every row of a source, as it is (uint8, not floats).
 
-    fields: name → (n, …). label: (n,) int64 or (n, K) float32. digest, part, names, labels, left_out, notes: as in Examples.
+    label: (n,) int64 or (n, K) float32. digest, group, part, names, labels, left_out, notes: as in Examples.
     """
 
     def __init__(self, examples: Examples) -> None:
-        self.kind, self.labels, self.names = examples.kind, examples.labels, examples.names
+        super().__init__({**examples.fields, "label": examples.label}, examples.names)
+        self.kind, self.labels = examples.kind, examples.labels
         self.left_out, self.notes = examples.left_out, examples.notes
         self.digest, self.part, self.label = examples.digest, examples.part, examples.label
-        self.n = len(examples)
-        self.fields = {k: torch.from_numpy(a) for k, a in {**examples.fields, "label": examples.label}.items()}
+        self.group = examples.digest if examples.group is None else examples.group
         self.fingerprint = fingerprint(examples)
         self.from_files = False  # else built in, or a person's arrays
-
-    def to(self, device: torch.device) -> "Store":
-        """Data that fits lives on the device."""
-        self.fields = {k: t.to(device) for k, t in self.fields.items()}
-        return self
-
-    def rows(self, ids: np.ndarray) -> dict[str, Tensor]:
-        index = torch.from_numpy(np.asarray(ids, np.int64))
-        return {k: t.index_select(0, index.to(t.device)) for k, t in self.fields.items()}
 
 
 def fingerprint(examples: Examples) -> str:
@@ -60,7 +58,8 @@ def fingerprint(examples: Examples) -> str:
     h = hashlib.blake2b(digest_size=16)
     for a in (examples.digest, examples.label, examples.part):
         h.update(np.ascontiguousarray(a))
-    h.update(json.dumps([examples.labels, {k: [str(a.dtype), a.shape] for k, a in examples.fields.items()}]).encode())
+    shapes = {k: [str(a.dtype), a.shape] for k, a in flat(examples.fields).items()}
+    h.update(json.dumps([examples.labels, shapes], sort_keys=True).encode())
     return h.hexdigest()
 
 
@@ -85,12 +84,28 @@ def kind_of(source: str) -> str:
     if path.is_dir() and any("\ud800" <= c <= "\udfff" for c in source):  # a recipe is TOML, and TOML is UTF-8
         raise UserError(_("the name {path} is not UTF-8").format(path=ascii(source)), "", _("rename it"))
     if path.is_dir():
-        return "pictures"  # its reader says what lacks
+        return _kind_of_folder(path)
+    if path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
     raise UserError(
-        _("{path} is a file; this version reads folders").format(path=source),
+        _("{path} is no file that cloche reads").format(path=source),
         _("{size} bytes").format(size=path.stat().st_size),
-        _("give a folder of class folders with pictures, or of IDX files such as train-images-idx3-ubyte.gz"),
+        _(
+            "give text (.txt), pairs (.tsv), a series (.csv), or a folder: of class folders with pictures, of IDX files, of pictures with "
+            "captions.tsv, of sounds with transcripts.tsv, of text files"
+        ),
     )
+
+
+def _kind_of_folder(path: Path) -> str:
+    for index, kind in INDEXES.items():
+        if (path / index).exists():
+            return kind
+    here = [p for p in path.iterdir() if not p.name.startswith(".")]
+    texts = [p for p in here if p.is_file() and p.suffix.lower() not in (".gz", ".zip") and b"\0" not in p.open("rb").read(1024)]
+    if not here or len(texts) < len(here):
+        return "pictures"  # its reader says what lacks
+    return "pairs" if len(here) == 2 and {p.suffix for p in here} != {".txt"} else "text"
 
 
 def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: None) -> Store:
@@ -127,7 +142,7 @@ def _from(examples: Examples, config: DataConfig) -> Store:
 def _options(config: DataConfig) -> dict[str, Any]:
     """The keys of [data] that change what is decoded."""
     keys = BUILTIN[config.source][2] if config.source in BUILTIN else ("pixels",)
-    return {k: getattr(config, k) for k in keys}
+    return {k: getattr(config, k) for k in keys if hasattr(config, k)}
 
 
 def _source_key(source: str) -> Any:
@@ -136,6 +151,8 @@ def _source_key(source: str) -> Any:
         return source
     root = Path(source).resolve()
     found = []
+    if root.is_file():
+        return [str(root), root.stat().st_size, root.stat().st_mtime_ns]
     for folder, _folders, names in os.walk(root):
         for name in names:
             path = os.path.join(folder, name)
@@ -150,13 +167,27 @@ def _source_key(source: str) -> Any:
 def _read(config: DataConfig) -> Examples:
     if config.source in BUILTIN:
         return BUILTIN[config.source][1](**_options(config))
-    root = Path(config.source)
+    return READERS[config.kind](Path(config.source), config)
+
+
+def _read_pictures(root: Path, config: Any) -> Examples:
     reader = read_idx if looks_like_idx(root) else read_folder
     return reader(root, config.pixels, lambda _name, shape, dtype: np.zeros(shape, dtype))
 
 
+READERS: dict[str, Callable[[Path, Any], Examples]] = {
+    "pictures": _read_pictures,
+    "series": lambda path, config: read_series(path),
+    "audio": lambda path, _config: read_audio(path),
+    "text": lambda path, _config: read_text(path),
+    "pairs": lambda path, _config: read_pairs(path),
+    "captions": lambda path, config: read_captions(path, config.pixels),
+}
+
+
 def _keep(folder: Path, examples: Examples) -> None:
-    arrays = {f"field-{k}": a for k, a in examples.fields.items()} | {k: getattr(examples, k) for k in ("label", "digest", "part")}
+    arrays = {f"field-{k}": a for k, a in flat(examples.fields).items()} | {k: getattr(examples, k) for k in ("label", "digest", "part")}
+    arrays |= {} if examples.group is None else {"group": examples.group}
     meta = {k: getattr(examples, k) for k in ("kind", "labels", "names", "left_out", "notes")}
     parts: dict[str, Any] = {f"{k}.npy": _npy(a) for k, a in arrays.items()}
     parts["meta.json"] = [json.dumps(meta, ensure_ascii=True).encode()]
@@ -177,6 +208,17 @@ def _load(folder: Path) -> Examples:
     meta = files.read_json(folder / "meta.json", limit_bytes=1 << 30)
     # copy-on-write: torch wants arrays that it may write to; nothing reaches the file
     arrays = {n[:-4]: np.load(folder / n, mmap_mode="c", allow_pickle=False) for n in listed["files"] if n.endswith(".npy")}
-    fields = {k.removeprefix("field-"): a for k, a in arrays.items() if k.startswith("field-")}
+    found = {k.removeprefix("field-"): a for k, a in arrays.items() if k.startswith("field-")}
+    fields: dict[str, Any] = {k: a for k, a in found.items() if not k.endswith((VALUES, OFFSETS))}
+    fields |= {k.removesuffix(VALUES): Ragged(a, found[k.removesuffix(VALUES) + OFFSETS]) for k, a in found.items() if k.endswith(VALUES)}
     meta["left_out"] = [tuple(pair) for pair in meta["left_out"]]
-    return Examples(fields=fields, label=arrays["label"], digest=arrays["digest"], part=arrays["part"], **meta)
+    given = {k: arrays.get(k) for k in ("label", "digest", "part", "group")}
+    return Examples(fields=fields, **given, **meta)
+
+
+def flat(fields: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Ragged fields as two arrays each."""
+    out: dict[str, np.ndarray] = {}
+    for k, f in fields.items():
+        out |= {k + VALUES: f.values, k + OFFSETS: f.offsets} if isinstance(f, Ragged) else {k: f}
+    return out

@@ -8,27 +8,40 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from cloche.config import Frozen, Port
-from cloche.data.chunk import Chunk
+from cloche.config import Fault, Frozen, Port, RecipeError
+from cloche.data.chunk import Chunk, Part
+from cloche.errors import UserError
 from cloche.tasks.metrics import Carry, Figure, Nets, Sums, averages, given, per_class, scores, share
 from cloche.words import _
 
 
 class ClassifyConfig(Frozen):
     kind: Literal["classify"] = "classify"
+    fits: ClassVar = ("pictures", "columns")
     loss: Literal["auto", "cross_entropy", "bce"] = Field(
         "auto", description=_("softmax and cross-entropy over classes, or a yes or no for each label")
     )
 
-    def resolve(self, outputs: int, multi: bool) -> "ClassifyConfig":
-        """auto: cross-entropy for three classes and more, BCE for two or for several labels at once."""
-        return self if self.loss != "auto" else self.model_copy(update={"loss": "bce" if multi or outputs == 2 else "cross_entropy"})
+    def resolve(self, facts: dict[str, Any]) -> "ClassifyConfig":
+        """auto: cross-entropy for three classes and more, BCE for two or for several labels at once.
 
-    def build(self, labels: tuple[str, ...], outputs: int, multi: bool) -> "Classify":
-        """Raises: ValueError for several labels with cross-entropy."""
-        if multi and self.loss == "cross_entropy":
-            raise ValueError(_("several labels at once need task.loss = bce"))
-        return Classify(labels or tuple(str(k) for k in range(outputs)), self.loss, multi)
+        Raises: RecipeError when the labels are numbers, or the loss is not for them.
+        """
+        labels, multi = facts["labels"], facts["multi"]
+        fits = "bce" if multi or len(labels) == 2 else "cross_entropy"
+        if not labels:
+            raise RecipeError(
+                [Fault('task.kind = "classify"', _("the labels of this data are numbers"), '"regress"', ("task.kind", "regress"))]
+            )
+        if len(labels) < 2:
+            raise UserError(_("only one class: {name}").format(name=labels[0]), "", _("a classifier needs at least two"))
+        if self.loss not in ("auto", fits) and (self.loss == "bce" or multi):  # two classes may choose
+            told = _("bce is for two classes or several labels at once, cross_entropy for one class of many")
+            raise RecipeError([Fault(f'task.loss = "{self.loss}"', told, f'"{fits}"', ("task.loss", fits))])
+        return self.model_copy(update={"loss": fits if self.loss == "auto" else self.loss})
+
+    def build(self, prepare: Any, facts: dict[str, Any]) -> "Classify":
+        return Classify(tuple(facts["labels"]), self.loss, facts["multi"], prepare.port)
 
 
 class Classify:
@@ -36,14 +49,12 @@ class Classify:
 
     face: ClassVar = "maps"
     choose: ClassVar = ("accuracy", 1)  # which figure is to be best, and in which direction
+    headline: ClassVar = "accuracy"
 
-    def __init__(self, labels: tuple[str, ...], loss: str, multi: bool) -> None:
+    def __init__(self, labels: tuple[str, ...], loss: str, multi: bool, inputs: Port) -> None:
         self.labels, self.bce, self.multi = labels, loss == "bce", multi
         self.binary = self.bce and not multi
-
-    @property
-    def outputs(self) -> Port:
-        return Port("vector", (1,) if self.binary else (len(self.labels),), len(self.labels))
+        self.ports = {"net": (inputs, Port("vector", (1,) if self.binary else (len(labels),), len(labels)))}
 
     def count(self, chunk: Chunk) -> Tensor:
         return chunk.weight.sum()
@@ -93,14 +104,17 @@ class Classify:
             return scores(*(sums[k].cpu().numpy() for k in ("hits", "predicted", "support")))
         return per_class(sums["confusion"].cpu().numpy())
 
-    def baseline(self, label: np.ndarray, train: np.ndarray) -> tuple[Figure, str]:
-        """What always giving the training part's commonest answer gets on `label`, and that answer."""
-        if self.multi:
-            sets, counts = np.unique(train, axis=0, return_counts=True)
-            common = sets[counts.argmax()]
-            return share(int((label == common).all(1).sum()), len(label)), ", ".join(np.array(self.labels)[common > 0]) or "–"
-        common = int(np.bincount(train, minlength=len(self.labels)).argmax())
-        return share(int((label == common).sum()), len(label)), self.labels[common]
+    def known(self, train: Part) -> dict[str, Any]:
+        """The commonest answer of the training part."""
+        sets, counts = np.unique(train.field("label"), axis=0, return_counts=True)
+        return {"label": sets[counts.argmax()].tolist()}
+
+    def baselines(self, known: dict[str, Any], part: Part, train: Part | None) -> dict[str, Figure]:
+        """What always giving that answer gets."""
+        label, common = part.field("label").reshape(len(part), -1), np.array(known["label"]).reshape(-1)
+        answer = (", ".join(np.array(self.labels)[common > 0]) or "–") if self.multi else self.labels[common[0]]
+        figure = share(int((label == common).all(1).sum()), len(label))
+        return {_('always answering "{answer}"').format(answer=answer): figure}
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
         """(B,) float32; over several labels the mean."""

@@ -7,10 +7,31 @@ import numpy as np
 from torch import Tensor, nn
 
 from cloche.data.chunk import Chunk
+from cloche.words import _, number, percent
 
 Nets = dict[str, nn.Module]
 Carry = dict[str, Tensor] | None
 Sums = dict[str, Tensor]
+
+
+NAMES = {
+    "accuracy": _("accuracy"),
+    "mse": _("mean squared error"),
+    "mase": _("MASE"),
+    "bits_per_byte": _("bits per byte"),
+    "exact": _("exact matches"),
+    "bleu": _("BLEU"),
+    "cer": _("character error rate"),
+    "agreement": _("agreement with the prompt"),
+    "loss": _("loss"),
+}
+SHARES = ("accuracy", "exact", "cer", "agreement")  # told in percent
+HIGHER = ("accuracy", "exact", "bleu", "agreement")  # the higher the better; of all others the lower
+
+
+def told(name: str, value: float) -> str:
+    """A figure as a person reads it: a share in percent, anything else as a number."""
+    return percent(value) if name in SHARES else number(value, 4)
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloche.config import Frozen, Port
-from cloche.data.chunk import Chunk
+from cloche.config import Fault, Frozen, Port, RecipeError
+from cloche.data.chunk import Chunk, Part
 from cloche.tasks.metrics import Carry, Figure, Nets, Sums, given, mean
+from cloche.words import _
 
 
 class RegressConfig(Frozen):
     kind: Literal["regress"] = "regress"
+    fits: ClassVar = ("pictures", "columns")
 
-    def resolve(self, outputs: int, multi: bool) -> "RegressConfig":
+    def resolve(self, facts: dict[str, Any]) -> "RegressConfig":
+        if facts["labels"]:
+            raise RecipeError(
+                [Fault('task.kind = "regress"', _("the labels of this data are classes"), '"classify"', ("task.kind", "classify"))]
+            )
         return self
 
-    def build(self, labels: tuple[str, ...], outputs: int, multi: bool) -> "Regress":
-        return Regress(outputs)
+    def build(self, prepare: Any, facts: dict[str, Any]) -> "Regress":
+        return Regress(prepare.port, facts["outputs"])
 
 
 class Regress:
     face: ClassVar = "maps"
     choose: ClassVar = ("mse", -1)
+    headline: ClassVar = "mse"
 
-    def __init__(self, outputs: int) -> None:
-        self.outputs = Port("vector", (outputs,))
+    def __init__(self, inputs: Port, outputs: int) -> None:
+        self.ports = {"net": (inputs, Port("vector", (outputs,)))}
 
     def count(self, chunk: Chunk) -> Tensor:
         return chunk.weight.sum()
@@ -54,11 +61,14 @@ class Regress:
         r2 = {"r2": Figure(1 - mse.value / variance, n=int(n))} if variance > 0 else {}
         return {"mse": mse, "mae": Figure(float(sums["absolute"]) / n, n=int(n)), **r2, "loss": Figure(mse.value, n=int(n))}
 
-    def baseline(self, label: np.ndarray, train: np.ndarray) -> tuple[Figure, str]:
-        """What always giving the training part's mean gets on `label`."""
-        common = train.mean(0)
-        errors = np.square(label - common).mean(1)
-        return mean(float(errors.sum()), float(np.square(errors).sum()), len(label)), f"{common[0]:.3g}"
+    def known(self, train: Part) -> dict[str, Any]:
+        return {"label": train.field("label").mean(0).tolist()}
+
+    def baselines(self, known: dict[str, Any], part: Part, train: Part | None) -> dict[str, Figure]:
+        """What always giving the training part's mean gets."""
+        errors = np.square(part.field("label") - np.array(known["label"], np.float32)).mean(1)
+        figure = mean(float(errors.sum()), float(np.square(errors).sum()), len(part))
+        return {_('always answering "{answer}"').format(answer=f"{known['label'][0]:.3g}"): figure}
 
     def _values(self, nets: Nets, chunk: Chunk) -> Tensor:
         return nets["net"](given(chunk)).float().reshape(len(chunk.ids), -1)  # (B, K)

@@ -1,4 +1,7 @@
-"""A part of the data, every row once: sums that become figures, and what happened to each row."""
+"""A part of the data, every row once: sums that become figures, what happened to each row, and what a person would have got."""
+
+import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from cloche.training.precision import Precision
 def evaluate(nets: Nets, task: Task, part: Part, precision: Precision, batch: int) -> tuple[Sums, dict[str, np.ndarray]]:
     """Dropout off, running statistics, no augmentation.
 
-    Returns: the task's sums; by row, in the part's order: `ids` and what the task tells of it (`loss`, `predicted`, …).
+    Returns: the task's sums; by row, `ids` (the rows of running text come in lanes) and what the task tells of it (`loss`, `predicted`, …).
     """
     was = {k: n.training for k, n in nets.items()}
     for net in nets.values():
@@ -33,3 +36,24 @@ def evaluate(nets: Nets, task: Task, part: Part, precision: Precision, batch: in
     for k, net in nets.items():
         net.train(was[k])
     return total, {k: np.concatenate(v) for k, v in rows.items()}
+
+
+@torch.inference_mode()
+def judge(nets: Nets, task: Any, part: Part, precision: Precision, batch: int, keep: int = 12) -> tuple[Sums, list[dict[str, Any]]]:
+    """What a person would get for the first `task.samples` rows (all, where it does not say), scored by the task.
+
+    Returns: the sums of its `score`; the first answers beside what they ought to be.
+    """
+    for net in nets.values():
+        net.eval()
+    total, kept, left = {}, [], getattr(task, "samples", math.inf)
+    for start in range(0, min(left, len(part)) if hasattr(task, "score") else 0, batch):
+        chunk = precision.place(part.take(np.arange(start, min(start + batch, left, len(part)))))
+        with precision.autocast(part.device):
+            answers = task.answer(nets, chunk)
+            sums = task.score(answers, chunk, nets)
+        total = {k: total[k] + v if k in total else v for k, v in sums.items()}
+        if len(kept) < keep and hasattr(task, "truth"):
+            rows = zip(chunk.ids.tolist(), task.truth(chunk), answers, strict=True)
+            kept += [{"name": part.store.name(i), "true": t, "answer": a["text"]} for i, t, a in rows][: keep - len(kept)]
+    return total, kept

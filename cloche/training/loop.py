@@ -4,7 +4,7 @@ A step has four acts, one after the other: forward pass, loss, backward pass, up
 chunks and are cleared after the update. A step's loss is the sum over its rows ÷ their count, however they are cut.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 import math
 import time
@@ -19,10 +19,10 @@ from cloche.config import Frozen
 from cloche.data.chunk import Chunk, Order, Part
 from cloche.errors import FAILED, INTERRUPTED, STOPPED, UserError
 from cloche.tasks import Task
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, told
 from cloche.training.evaluate import evaluate
 from cloche.training.log import Progress
-from cloche.training.objective import Objective, detached, gradient_norm
+from cloche.training.objective import Objective, average, detached, gradient_norm
 from cloche.training.optim import OptimConfig
 from cloche.training.precision import Precision
 from cloche.training.run import Run
@@ -38,6 +38,7 @@ class TrainConfig(Frozen):
     seed: int = Field(0, ge=0, lt=2**31, description=_("what all randomness hangs on"))
     select: Literal["best", "last"] = Field("best", description=_("which weights are kept: best on the validation part, or last"))
     patience: int = Field(0, ge=0, description=_("epochs without a better validation figure before stopping; 0 never stops early"))
+    ema: float = Field(0.0, ge=0, lt=1, description=_("keep the running average of the weights: its memory; 0 for none"))
     log_steps: int = Field(10, ge=1, description=_("steps between two lines of the log"))
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description=_("number format; auto tries on this machine"))
     layout: Literal["auto", "plain", "channels_last"] = Field(
@@ -90,6 +91,7 @@ class State:
     optimizer: torch.optim.Optimizer
     bad_step: Tensor  # () int64, the first step with a non-finite gradient; -1 while there is none
     carry: dict[int, Carry] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
     seen: Sums = field(default_factory=dict)  # since the last line of the log
     epoch_seen: Sums = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -101,12 +103,17 @@ class State:
     def weights(self) -> dict[str, Tensor]:
         return {f"{n}/{k}": t for n in self.job.trained for k, t in self.job.nets[n].state_dict().items()}
 
+    def chosen(self) -> dict[str, Tensor]:
+        """The weights that are judged and kept: the running average where there is one."""
+        return self.ema or self.weights()
+
     def load_weights(self, tensors: dict[str, Tensor]) -> None:
-        for n in self.job.trained:
+        for n in self.job.trained if tensors else ():
             self.job.nets[n].load_state_dict({k.removeprefix(f"{n}/"): t for k, t in tensors.items() if k.startswith(f"{n}/")})
 
     def tensors(self) -> dict[str, Tensor]:
         out = {f"net/{k}": t for k, t in self.weights().items()} | {f"best/{k}": t for k, t in self.best.items()}
+        out |= {f"ema/{k}": t for k, t in self.ema.items()}
         for i, kept in self.optimizer.state_dict()["state"].items():
             out |= {f"optim/{i}/{k}": torch.as_tensor(t) for k, t in kept.items() if t is not None}
         for c, carry in self.carry.items():
@@ -143,7 +150,7 @@ class State:
         for key, t in group("carry").items():
             c, name = key.split("/")
             self.carry.setdefault(int(c), {})[name] = t  # type: ignore[index]
-        self.seen, self.epoch_seen, self.best = group("seen"), group("epoch_seen"), group("best")
+        self.seen, self.epoch_seen, self.best, self.ema = group("seen"), group("epoch_seen"), group("best"), group("ema")
         self.best_value = tuple(-math.inf if v is None else v for v in numbers["best_value"])  # type: ignore[assignment]
         self.best_step, self.waited = numbers["best_step"], numbers["waited"]
 
@@ -165,8 +172,7 @@ def loop(job: Job, run: Run, progress: Progress | None = None) -> tuple[Place, "
     finally:
         run.looping = False
     run.best_step = state.best_step if state.best else place.step
-    if state.best:
-        state.load_weights(state.best)
+    state.load_weights(state.best or state.chosen())
     return place, clock
 
 
@@ -179,6 +185,8 @@ def start(job: Job, run: Run) -> tuple[State, Place]:
     parameters = [p for n in job.trained for p in job.nets[n].parameters() if p.requires_grad]
     optimizer = job.optim.build(parameters)
     state = State(job, Objective(job.nets, job.task, job.precision), optimizer, torch.full((), -1, device=parameters[0].device))
+    if job.config.ema:
+        state.ema = {k: t.detach().clone() for k, t in state.weights().items()}
     found = run.last()
     if found is None:
         return state, Place(0, 0, 0)
@@ -238,6 +246,8 @@ def step(job: Job, state: State, chunks: list[Chunk], place: Place) -> Tensor:
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.objective.commit(1 - bad)
+    if state.ema:
+        average(state.ema, state.weights(), min(job.config.ema, (1 + place.step) / (10 + place.step)), 1 - bad)
     state.seen, state.epoch_seen = add(state.seen, seen), add(state.epoch_seen, seen)
     return norm
 
@@ -285,16 +295,11 @@ def _check(job: Job, state: State) -> None:
     ids = [int(i) for chunk in chunks for i, w in zip(chunk.ids, chunk.weight, strict=True) if w > 0]
     culprits = [int(i) for chunk in chunks for i in chunk.ids[_not_finite(job, chunk)]]
     layers = [n for n, p in state.objective.nets.named_parameters() if not torch.isfinite(p).all()]
+    what = _("the loss or its gradient is not a finite number at step {step}; nothing from that step on was applied").format(step=bad + 1)
     whose = _("examples {ids}").format(ids=listed(map(str, culprits or ids), 8))
-    raise UserError(
-        _("the loss or its gradient is not a finite number at step {step}; nothing from that step on was applied").format(step=bad + 1),
-        whose + (_(" · layers {names}").format(names=listed(layers)) if layers else ""),
-        _("lower optim.lr (now {lr}) or set optim.clip = 1, and look at those examples; no weight was touched since").format(
-            lr=job.optim.lr
-        ),
-        code=FAILED,
-        name="not-finite",
-    )
+    whose += _(" · layers {names}").format(names=listed(layers)) if layers else ""
+    do = _("lower optim.lr (now {lr}) or set optim.clip = 1, and look at those examples; no weight was touched since")
+    raise UserError(what, whose, do.format(lr=job.optim.lr), code=FAILED, name="not-finite")
 
 
 @torch.no_grad()
@@ -307,7 +312,7 @@ def _not_finite(job: Job, chunk: Chunk) -> Tensor:
     wrong = ~torch.isfinite(rows["loss"])
     for t in chunk.data.values():
         if t.is_floating_point():
-            wrong |= ~torch.isfinite(t.flatten(1)).all(1)
+            wrong |= ~torch.isfinite(t.reshape(len(t), -1)).all(1)
     return wrong & (chunk.weight > 0)
 
 
@@ -317,21 +322,18 @@ def _end_of_epoch(job: Job, run: Run, state: State, place: Place, clock: "Clock"
     n = float(state.epoch_seen["n"])
     event = {f"train_{k}": float(v) / n for k, v in state.epoch_seen.items() if k != "n"}
     if job.validation is not None:
-        t0 = time.perf_counter()
+        t0, live = time.perf_counter(), {k: t.detach().clone() for k, t in state.weights().items()} if state.ema else {}
+        state.load_weights(state.ema or {})
         sums, _rows = evaluate(job.nets, job.task, job.validation, job.precision, job.config.test_batch)
+        state.load_weights(live)
         clock.validation_s += time.perf_counter() - t0
         found = job.task.figures(sums)
         event |= {f"validation_{k}": f.value for k, f in found.items()}
-        figures += _("  validation {figure}").format(figure=told(job.task.choose[0], found[job.task.choose[0]]))
+        figures += _("  validation {figure}").format(figure=told(job.task.choose[0], found[job.task.choose[0]].value))
         _select(job, state, place, found)
     run.event(kind="epoch", step=place.step, epoch=place.epoch, best_step=state.best_step, **event)
     progress.epoch(place.epoch, figures, clock.rate)
     state.epoch_seen, state.carry = {}, {}
-
-
-def told(name: str, figure: Figure) -> str:
-    """A figure as a person reads it: a share in percent, anything else as a number."""
-    return percent(figure.value) if name in ("accuracy",) else number(figure.value, 4)
 
 
 def _select(job: Job, state: State, place: Place, found: dict[str, Figure]) -> None:
@@ -340,7 +342,7 @@ def _select(job: Job, state: State, place: Place, found: dict[str, Figure]) -> N
     if all(math.isfinite(v) for v in value) and value > state.best_value:
         state.best_value, state.best_step, state.waited = value, place.step, 0
         if job.config.select == "best":
-            state.best = {k: t.detach().clone() for k, t in state.weights().items()}
+            state.best = {k: t.detach().clone() for k, t in state.chosen().items()}
     else:
         state.waited += 1
 
@@ -384,15 +386,8 @@ class Clock:
 
     def save(self, run: Run, state: State, place: Place) -> None:
         t0 = time.perf_counter()
-        run.save(
-            place.step,
-            state.tensors(),
-            {
-                "place": {"step": place.step, "epoch": place.epoch, "index": place.index},
-                "seconds": run.spent_s + t0 - self.begun,
-                **state.numbers(),
-            },
-        )
+        numbers = {"place": asdict(place), "seconds": run.spent_s + t0 - self.begun, **state.numbers()}
+        run.save(place.step, state.tensors(), numbers)
         self._saved = time.perf_counter()
         self._last_save_s = self._saved - t0
         self.saving_s += self._last_save_s

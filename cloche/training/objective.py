@@ -33,6 +33,16 @@ def detached(carry: Carry) -> Carry:
     return carry and {k: v.detach() for k, v in carry.items()}
 
 
+@torch.no_grad()
+def average(kept: dict[str, Tensor], weights: dict[str, Tensor], memory: float, ok: Tensor) -> None:
+    """kept ← memory · kept + (1 − memory) · weights; not where `ok` () is 0. Whole numbers (counters) are copied."""
+    for k, w in weights.items():
+        if w.is_floating_point():
+            kept[k].lerp_(w, ((1 - memory) * ok).to(w.dtype))
+        else:
+            kept[k].copy_(w)
+
+
 def gradient_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
     """() the norm of all gradients together; where limit > 0 they are scaled down to it."""
     grads = [p.grad for p in parameters if p.grad is not None]

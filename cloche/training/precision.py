@@ -50,7 +50,8 @@ def trial(nets: Nets, task: Any, chunk: Chunk, dtype: str, layout: str, rounds: 
     """
     device = chunk.weight.device
     dtypes = [dtype] if dtype != "auto" else ["fp32", "bf16"] if bf16_is_native(device) else ["fp32"]
-    layouts = [layout] if layout != "auto" else list(LAYOUTS)
+    pictures = any(t.ndim == 4 for t in chunk.data.values())
+    layouts = [layout] if layout != "auto" else list(LAYOUTS) if pictures else ["plain"]
     choices = [Precision(d, where) for d in dtypes for where in layouts]
     if len(choices) == 1:
         return choices[0], {}

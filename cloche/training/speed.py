@@ -1,7 +1,9 @@
 """How fast this machine can multiply, and how much of that a run used."""
 
 import copy
+import math
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,17 +13,45 @@ from cloche.data.chunk import Chunk
 from cloche.tasks import Task
 from cloche.tasks.metrics import Nets
 
+Shape = tuple[int, ...]
+
+
+aten = torch.ops.aten
+
+
+def _lstm(x: Shape, w_ih: Shape, w_hh: Shape, *_rest: Any, out_shape: Any) -> int:
+    return 2 * x[0] * x[1] * w_ih[0] * (w_ih[1] + w_hh[1])  # (T, B, I), (4H, I), (4H, H)
+
+
+def _attention(q: Shape, k: Shape, *_rest: Any, out_shape: Any, **_named: Any) -> int:
+    return 4 * math.prod(q) * k[2]  # q·kᵀ and then its softmax · v, (B, H, T, D) and (B, H, S, D)
+
+
+def _twice(forward: Any) -> Any:
+    return lambda *given, **named: 2 * forward(*given, **named)
+
+
+# what PyTorch's counter does not know on a CPU; a backward pass counts as two forward passes
+KERNELS = {
+    aten.mkldnn_rnn_layer: _lstm,
+    aten.mkldnn_rnn_layer_backward: _twice(_lstm),
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _twice(lambda _grad, q, k, *rest, **named: _attention(q, k, *rest, **named)),
+}
+
+
+def counter() -> FlopCounterMode:
+    """Counts matrix products, convolutions, recurrent layers and attention; nothing else."""
+    return FlopCounterMode(display=False, custom_mapping=KERNELS)
+
 
 def flops_of(nets: Nets, task: Task, chunk: Chunk) -> float:
-    """Floating-point operations of one row's forward and backward pass (a multiply and an add are two).
-
-    As PyTorch counts them: matrix products and convolutions, nothing else.
-    """
+    """Floating-point operations of one row's forward and backward pass (a multiply and an add are two)."""
     mine: dict[str, nn.Module] = {k: copy.deepcopy(n).train() for k, n in nets.items()}
-    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+    with torch.random.fork_rng(devices=[]), counter() as counted:
         total, _carry, _seen = task.loss(mine, chunk, None)
         total.backward()
-    return counter.get_total_flops() / len(chunk.ids)
+    return counted.get_total_flops() / len(chunk.ids)
 
 
 def threads_for(flops: float, threads: int) -> int:
