@@ -16,14 +16,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from cloche.config import Frozen, Port
+from cloche.config import NetConfig, Port
 from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm
 from cloche.words import _
 
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
 
 
-class CnnConfig(Frozen):
+class CnnConfig(NetConfig):
     kind: Literal["cnn"] = "cnn"
     stages: tuple[Widths, ...] = Field(
         ((32, 64), (128,)), strict=False, min_length=1, description=_("channels of each convolution, by stage")
@@ -40,6 +40,7 @@ class CnnConfig(Frozen):
     dropout: float = Field(0.5, ge=0, lt=1, description=_("share of values zeroed before each dense layer while training"))
 
     faces: ClassVar = ("maps",)
+    reads: ClassVar = ("image",)
 
     @property
     def pad(self) -> int | str:
@@ -58,14 +59,8 @@ class CnnConfig(Frozen):
             out.append(side)
         return out
 
-    def build(self, inputs: Port, outputs: Port) -> "Cnn":
+    def build(self, inputs: Port, outputs: Port, face: str) -> "Cnn":
         """Raises: ValueError when a stage leaves nothing of the picture."""
-        if len(inputs.shape) != 3:
-            raise ValueError(
-                _("net.kind = cnn needs pictures; this data is a {kind} of {shape}. Choose mlp").format(
-                    kind=inputs.kind, shape=inputs.shape
-                )
-            )
         channels, side = inputs.shape[0], inputs.shape[1]
         for n, left in enumerate(self.sides(side), 1):
             if left < 1:

@@ -12,12 +12,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from cloche.config import Frozen, Port
+from cloche.config import NetConfig, Port
 from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm
 from cloche.words import _
 
 
-class MlpConfig(Frozen):
+class MlpConfig(NetConfig):
     kind: Literal["mlp"] = "mlp"
     widths: tuple[Annotated[int, Field(ge=1)], ...] = Field((64, 64), strict=False, description=_("neurons of each hidden layer"))
     activation: Activation = Field("relu", description=_("what follows each hidden layer"))
@@ -26,17 +26,17 @@ class MlpConfig(Frozen):
 
     faces: ClassVar = ("maps",)
 
-    def build(self, inputs: Port, outputs: Port) -> "Mlp":
-        return Mlp(math.prod(inputs.shape), self.widths, math.prod(outputs.shape), self)
+    def build(self, inputs: Port, outputs: Port, face: str) -> "Mlp":
+        return Mlp(math.prod(inputs.shape), self.widths, outputs.shape, self)
 
 
 class Mlp(nn.Module):
-    """(B, …) → (B, K). `layers` lists what happens, in order, by name: `fc1`, `norm1`, …"""
+    """(B, …) → (B, K), or another shape of the output."""
 
-    def __init__(self, inputs: int, widths: tuple[int, ...], outputs: int, config: MlpConfig) -> None:
+    def __init__(self, inputs: int, widths: tuple[int, ...], shape: tuple[int, ...], config: MlpConfig) -> None:
         super().__init__()
-        self.depth = len(widths) + 1
-        for i, (before, after) in enumerate(zip((inputs, *widths), (*widths, outputs), strict=True), 1):
+        self.depth, self.shape = len(widths) + 1, shape
+        for i, (before, after) in enumerate(zip((inputs, *widths), (*widths, math.prod(shape)), strict=True), 1):
             setattr(self, f"fc{i}", nn.Linear(before, after))
             if config.norm == "batch" and i < self.depth:
                 setattr(self, f"norm{i}", BatchNorm(after))
@@ -50,4 +50,4 @@ class Mlp(nn.Module):
             if hasattr(self, f"norm{i}"):
                 x = getattr(self, f"norm{i}")(x)
             x = self.drop(self.activation(x))
-        return getattr(self, f"fc{self.depth}")(x)  # (B, K)
+        return getattr(self, f"fc{self.depth}")(x).unflatten(1, self.shape)  # (B, K)
