@@ -5,7 +5,12 @@ from collections.abc import Callable
 import numpy as np
 
 from cloche import rng
+from cloche.data.read.audio import read_dialtones
+from cloche.data.read.captions import spoken
+from cloche.data.read.dates import read_dates
 from cloche.data.read.examples import Examples, row_digests
+from cloche.data.read.series import read_airline
+from cloche.data.read.text import read_pydocs
 
 
 def read_digits() -> Examples:
@@ -52,4 +57,9 @@ BUILTIN: dict[str, tuple[str, Callable[..., Examples], tuple[str, ...]]] = {
     "digits": ("pictures", read_digits, ()),
     "spirals": ("columns", read_spirals, ("rows", "noise")),
     "curve": ("columns", read_curve, ("rows", "noise")),
+    "airline": ("series", read_airline, ()),
+    "pydocs": ("text", read_pydocs, ()),
+    "dates": ("pairs", read_dates, ("rows",)),
+    "digits-captions": ("captions", lambda: spoken(read_digits()), ()),
+    "dialtones": ("audio", read_dialtones, ("rows", "snr_db")),
 }

@@ -1,0 +1,108 @@
+"""What is said in a clip, letter by letter, without knowing when: connectionist temporal classification.
+
+audio (B, T, M) ─ net ─ letters and blank at each step (B, T', K) ─ sum over every alignment ─ −log p(target), the loss
+Source: A. Graves et al. 2006.                                    └ best path ─ text
+"""
+
+from collections import Counter
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+import torch.nn.functional as F
+
+from cloche.config import Frozen, Port
+from cloche.data.chunk import Chunk, Part
+from cloche.decode.ctc import best_path
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, share
+from cloche.words import _
+
+
+class TranscribeConfig(Frozen):
+    kind: Literal["transcribe"] = "transcribe"
+    fits: ClassVar = ("audio",)
+
+    def resolve(self, facts: dict[str, Any]) -> "TranscribeConfig":
+        return self
+
+    def build(self, prepare: Any, facts: dict[str, Any]) -> "Transcribe":
+        return Transcribe(prepare.alphabet, prepare.port)
+
+
+class Transcribe:
+    """Letter k is alphabet[k − 1], 0 the blank. The loss is a mean over letters."""
+
+    face: ClassVar = "streams"
+    choose: ClassVar = ("loss", -1)
+    headline: ClassVar = "cer"
+
+    def __init__(self, alphabet: str, inputs: Port) -> None:
+        self.alphabet = alphabet
+        self.ports = {"net": (inputs, Port("tokens", (None,), len(alphabet) + 1))}
+
+    def count(self, chunk: Chunk) -> Tensor:
+        return (chunk.weight * chunk.data["target_len"]).sum()
+
+    def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
+        return (self._losses(nets, chunk) * chunk.weight).sum(), None, {}
+
+    def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
+        losses = self._losses(nets, chunk)
+        sums = {"loss": (losses * chunk.weight.double()).sum(), "n": self.count(chunk).double()}
+        return sums, None, {"loss": losses / chunk.data["target_len"]}
+
+    def answer(self, nets: Nets, chunk: Chunk) -> list[dict[str, Any]]:
+        logits, length = nets["net"](chunk.data["audio"], chunk.data["audio_len"])
+        return [{"text": self.text(letters)} for letters in best_path(logits, length)]
+
+    def truth(self, chunk: Chunk) -> list[str]:
+        return [self.text(row) for row in chunk.data["target"].tolist()]
+
+    def text(self, letters: list[int]) -> str:
+        return "".join(self.alphabet[k - 1] for k in letters if k)
+
+    def score(self, answers: list[dict[str, Any]], chunk: Chunk, nets: Nets) -> Sums:
+        rows = zip(answers, self.truth(chunk), chunk.weight.tolist(), strict=True)
+        return _sums([(answer["text"], truth) for answer, truth, weight in rows if weight])
+
+    def figures(self, sums: Sums) -> dict[str, Figure]:
+        """loss: nats a letter. cer: edits per true letter, with the normal interval of a ratio of sums. exact: clips without any."""
+        out = {"loss": Figure(float(sums["loss"] / sums["n"]), n=int(sums["n"]))} if "loss" in sums else {}
+        if "edits" not in sums:
+            return out
+        e, c, ee, ec, cc, exact, n = sums["edits"].tolist()
+        half = 1.959964 * max(ee - 2 * e / c * ec + (e / c) ** 2 * cc, 0.0) ** 0.5 / c
+        cer = Figure(e / c, max(e / c - half, 0.0), e / c + half if e else share(0, c).high, int(n))
+        return {"cer": cer, "exact": share(exact, n), **out}
+
+    def known(self, train: Part) -> dict[str, Any]:
+        return {"text": Counter(self._texts(train)).most_common(1)[0][0]}
+
+    def baselines(self, known: dict[str, Any], part: Part, train: Part | None) -> dict[str, Figure]:
+        told = {_('always answering "{answer}"').format(answer=known["text"]): known["text"], _("saying nothing"): ""}
+        return {name: self.figures(_sums([(text, truth) for truth in self._texts(part)]))["cer"] for name, text in told.items()}
+
+    def _texts(self, part: Part) -> list[str]:
+        return [self.text(part.store.fields["target"][i].tolist()) for i in part.ids]
+
+    def _losses(self, nets: Nets, chunk: Chunk) -> Tensor:
+        """(B,) −log p of the target; 0, and no gradient, where it has more letters than the net has steps."""
+        logits, length = nets["net"](chunk.data["audio"], chunk.data["audio_len"])
+        p = F.log_softmax(logits.float(), -1).transpose(0, 1)  # (T', B, K)
+        return F.ctc_loss(p, chunk.data["target"], length, chunk.data["target_len"], reduction="none", zero_infinity=True)
+
+
+def _sums(pairs: list[tuple[str, str]]) -> Sums:
+    """`edits` (7,): edits e and true letters c, their squares and product summed over clips, clips told exactly, clips."""
+    e, c = torch.tensor([(edits(said, true), len(true)) for said, true in pairs], dtype=torch.float64).T
+    return {"edits": torch.stack([v.sum() for v in (e, c, e * e, e * c, c * c, e == 0, torch.ones_like(e))])}
+
+
+def edits(said: str, true: str) -> int:
+    """Levenshtein's distance: the fewest letters to change, add or drop."""
+    row = list(range(len(true) + 1))
+    for i, s in enumerate(said, 1):
+        last, row[0] = row[0], i
+        for j, t in enumerate(true, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (s != t))
+    return row[-1]
