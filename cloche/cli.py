@@ -27,6 +27,20 @@ VERBS = {
     "score": "evaluate",
     "infer": "predict",
     "classify": "predict",
+    "sample": "generate",
+    "draw": "generate",
+    "write": "generate",
+}
+GENERATE = {
+    "n": _("how many"),
+    "seed": _("what the randomness hangs on"),
+    "length": _("text: at most so many tokens"),
+    "temperature": _("text: 0 always takes the likeliest token"),
+    "top-k": _("text: only the k likeliest tokens; 0 for all"),
+    "top-p": _("text: only the likeliest tokens that make up this share"),
+    "steps": _("pictures: denoising steps"),
+    "guidance": _("pictures: how strongly the prompt pulls; 1 for no guidance"),
+    "out": _("pictures: the file; PROMPT.png if not given"),
 }
 ALIASES = {"epochs": "train.epochs", "batch": "train.batch", "lr": "optim.lr", "seed": "train.seed"}
 
@@ -87,11 +101,16 @@ def parser() -> Parser:
     p.add_argument("--data", metavar="PATH", help=_("other data with the same classes"))
     p = verb("predict", _("a run's answer for each input"), _predict)
     p.add_argument("run_folder", metavar="RUN")
-    p.add_argument("inputs", nargs="+", metavar="INPUT", help=_("a picture, or a row of numbers in quotes"))
+    p.add_argument("inputs", nargs="+", metavar="INPUT", help=_("a file, or words or a row of numbers in quotes"))
+    p = verb("generate", _("text or pictures from a run"), _generate)
+    p.add_argument("run_folder", metavar="RUN")
+    p.add_argument("prompt", nargs="?", default="", metavar="PROMPT")
+    for name, text in GENERATE.items():
+        p.add_argument(f"--{name}", metavar=name[0].upper(), help=text)
     p = verb("explain", _("the layers of a recipe, or one training step of a run on one input"), _explain)
     p.add_argument("what", metavar="RECIPE|RUN")
     p.add_argument(
-        "input", nargs="?", metavar="INPUT", help=_("a picture, or a row of numbers in quotes; else the first validation example")
+        "input", nargs="?", metavar="INPUT", help=_("a file, or words or a row of numbers in quotes; else the first validation example")
     )
     p.add_argument("--label", metavar="K", help=_("the true class; else the predicted one"))
     p.add_argument("--at", metavar="LAYER:C,Y,X", help=_("show the products whose sum is one number of a map, such as conv1:0,5,7"))
@@ -214,6 +233,15 @@ def _predict(args: argparse.Namespace) -> tuple[Any, str]:
     answers = load(args.run_folder).predict(args.inputs)
     found = [{"input": given, **answer} for given, answer in zip(args.inputs, answers, strict=True)]
     return {"predictions": found}, story.answers_text(found)
+
+
+def _generate(args: argparse.Namespace) -> tuple[Any, str]:
+    from cloche.use.generate import generate, how_of
+
+    given = {name.replace("-", "_"): v for name in GENERATE if (v := getattr(args, name.replace("-", "_"))) is not None}
+    write = (lambda text: None) if args.json else (lambda text: print(text, end="", flush=True))
+    found = generate(args.run_folder, args.prompt, how_of(given), write)
+    return found, "\n".join(o["path"] for o in found["outputs"] if "path" in o)
 
 
 def _explain(args: argparse.Namespace) -> tuple[Any, str]:

@@ -57,6 +57,20 @@ def picture(pixels: Array, most: int = 64, colours: int = 128) -> bytes:
     return out.getvalue()
 
 
+def tiles(pictures: Array, across: int = 8, side: int = 96) -> bytes:
+    """(n, h, w, 1 or 3) in 0..1 → a PNG with the pictures side by side, each pixel a square of whole pixels."""
+    n, h, w, _channels = pictures.shape
+    each, across = max(1, side // max(h, w)), min(across, n)
+    wide, high = w * each + 4, h * each + 4
+    sheet = Image.new("RGB", (across * wide - 4, -(-n // across) * high - 4), "white")
+    for i, p in enumerate(pictures):
+        image = Image.fromarray(np.round(np.clip(p, 0, 1).repeat(3 // p.shape[2], 2) * 255).astype(np.uint8))
+        sheet.paste(image.resize((w * each, h * each), Image.Resampling.NEAREST), (i % across * wide, i // across * high))
+    out = io.BytesIO()
+    sheet.save(out, "png")
+    return out.getvalue()
+
+
 def new(height: float, across: str = "", up: str = "", log: bool = False) -> tuple[Figure, Any]:
     """A figure 4 inches wide with its axes; call it, and draw, within `styled`."""
     figure = Figure((4.0, height), layout="constrained")

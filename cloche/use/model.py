@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 import json
+import math
 from pathlib import Path
 import tomllib
 from typing import Any
@@ -11,17 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from cloche import files
-from cloche.build import Data, device_of, net_of, open_data, precision_of, task_of
+from cloche.build import Data, device_of, nets_of, open_data, precision_of, task_of
 from cloche.config import nearest
 from cloche.data.chunk import Chunk
-from cloche.data.prepare import PREPARES
+from cloche.data.kinds import KINDS
+from cloche.data.read.builtin import BUILTIN
 from cloche.data.read.examples import TEST
 from cloche.data.store import kind_of
 from cloche.errors import FAILED, UserError
 from cloche.recipe import Recipe, parse, shipped
 from cloche.tasks import Task
-from cloche.tasks.metrics import Sums
+from cloche.tasks.metrics import HIGHER, Nets
 from cloche.training.evaluate import evaluate as measure
+from cloche.training.evaluate import judge
+from cloche.training.precision import Precision
 from cloche.training.run import FORMAT, KIND
 from cloche.words import _, listed
 
@@ -30,7 +34,7 @@ from cloche.words import _, listed
 class Model:
     """A trained run, ready to use.
 
-    path: its folder. net: the trained module, in evaluation mode. prepare: the one preparation. labels: class names.
+    path: its folder. nets: what was trained, in evaluation mode, "net" first. prepare: the one preparation.
     """
 
     path: Path
@@ -39,11 +43,19 @@ class Model:
     results: dict[str, Any]
     prepare: Any
     task: Task
-    net: nn.Module
+    nets: dict[str, nn.Module]
     device: torch.device
+    opened: Data | None = None  # the run's own data, once it was read
+
+    @property
+    def net(self) -> nn.Module:
+        return self.nets["net"]
 
     def predict(self, inputs: list[Any], batch: int = 256) -> list[dict[str, Any]]:
         """The answer for each input: a path, a file's bytes or an array of a picture; numbers for a row of columns."""
+        if getattr(self.task, "face", "") == "denoises":
+            told = _("cloche generate {run} PROMPT").format(run=self.path)
+            raise UserError(_("{run} draws pictures, it answers no input").format(run=self.path), "", told)
         encoded = [self.prepare.encode(given) for given in inputs]
         return [a for i in range(0, len(encoded), batch) for a in self._answer(encoded[i : i + batch])]
 
@@ -51,27 +63,33 @@ class Model:
     def _answer(self, encoded: list[dict[str, np.ndarray]]) -> list[dict[str, Any]]:
         precision, chunk = precision_of(self.recipe), self.chunk(self.prepare.gather(encoded))
         with precision.autocast(self.device):
-            return self.task.answer({"net": self.net}, precision.place(chunk))
+            return self.task.answer(self.nets, precision.place(chunk))
 
     def chunk(self, data: dict[str, Tensor]) -> Chunk:
-        """Raw rows, prepared as for evaluation."""
+        """Raw rows, as `gather` and a store give them, prepared as for evaluation."""
         n = len(next(iter(data.values())))
         ids = torch.arange(n)
         return self.prepare.device(Chunk(data, ids, ids, torch.ones(n), torch.tensor(0), train=False).to(self.device))
 
     def data(self, source: str | None = None) -> Data:
         """The run's own data, or another source with this run's preparation and labels, all of it the test part."""
+        if source is None and self.opened is not None:
+            return self.opened
         if source is not None and (kind := kind_of(source)) != self.facts["kind"]:
             raise UserError(
                 _("{path} is of another kind than this run's data").format(path=source),
                 _("{wanted} expected, {found} found").format(wanted=self.facts["kind"], found=kind),
                 _("give data of that kind, or train on this"),
             )
+        if source is None and self.facts["source"] not in BUILTIN and not Path(self.facts["source"]).exists():
+            told = _("give an input of your own, or put the data back")
+            raise UserError(_("the data of this run is not at {path} any more").format(path=self.facts["source"]), "", told)
         config = self.recipe.data.model_copy(update={"source": source or self.facts["source"]})
         mine = self.recipe.model_copy(update={"data": config})
         data = open_data(mine, self.device, prepare=self.prepare, foreign=True)
         if data.store.fingerprint == self.facts["fingerprint"]:  # also under another path: what was trained on is no test
-            return open_data(mine, self.device, prepare=self.prepare, store=data.store)
+            self.opened = open_data(mine, self.device, prepare=self.prepare, store=data.store)
+            return self.opened
         if source is None:
             raise UserError(
                 _("the data at {path} has changed since this run").format(path=config.source),
@@ -89,7 +107,7 @@ class Model:
                 _("this data has classes that the run does not know: {names}").format(names=listed(strange)),
                 _("it knows {names}").format(names=listed(labels, 12)),
             )
-        if labels and not self.facts["multi"]:
+        if labels and store.labels and not self.facts["multi"]:
             store.label = np.array([labels.index(name) for name in store.labels], np.int64)[store.label]
             store.fields["label"] = torch.from_numpy(store.label).to(self.device)
         official = np.flatnonzero(store.part == TEST)
@@ -105,30 +123,51 @@ class Model:
         if data is None:
             return self.results
         opened = self.data(data)
-        sums, rows = measure(
-            {"net": self.net}, self.task, opened.part(opened.judged), precision_of(self.recipe), self.recipe.train.test_batch
-        )
-        return judged(self.task, sums, rows, opened, opened.judged, self.results["baseline_of"])
+        return judged(self.task, self.nets, opened, precision_of(self.recipe), self.recipe.train.test_batch, self.results["baseline_of"])
 
 
-def judged(task: Task, sums: Sums, rows: dict[str, np.ndarray], data: Data, part: str, common: dict[str, Any]) -> dict[str, Any]:
-    """What is told of a measured part: figures, interval, baseline, per class, the most wrong examples."""
+class Judge(nn.Module):
+    """Another run's classifier, for pictures as a person sees them: (B, C, h, w) in 0…1 → logits (B, K)."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.net, self.prepare, self.labels = model.net, model.prepare, model.facts["labels"]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        n, _c, h, w = pictures.shape
+        size = torch.tensor([h, w], device=pictures.device).expand(n, 2)
+        return self.net(self.prepare.inputs({"image": 255 * pictures.permute(0, 2, 3, 1), "size": size}))
+
+
+def judged(task: Task, nets: Nets, data: Data, precision: Precision, batch: int, known: dict[str, Any]) -> dict[str, Any]:
+    """What is told of the part that a final figure comes from: figures, interval, baselines, per class, samples, the worst examples."""
+    part = data.part(data.judged)
+    sums, rows = measure(nets, task, part, precision, batch)
+    more, samples = judge(nets, task, part, precision, batch)
+    sums |= more
     figures = task.figures(sums)
-    name = task.choose[0]
-    baseline, answer = task.baseline(data.labels_of(part), np.array(common["label"])) if hasattr(task, "baseline") else (None, "")
+    headline = getattr(task, "headline", task.choose[0])
+    name = headline if headline in figures else task.choose[0]
+    train = data.part("train") if len(data.rows["train"]) else None
+    simpler = task.baselines(known, part, train) if name == headline and hasattr(task, "baselines") else {}
+    baselines = {k: f.value for k, f in simpler.items() if math.isfinite(f.value)}
+    best = max(baselines, key=lambda k: baselines[k] * (1 if name in HIGHER else -1), default="")
     out: dict[str, Any] = {
-        "part": part,
+        "part": data.judged,
+        "headline": name,
         "metrics": {k: f.value for k, f in figures.items()},
         "interval": [figures[name].low, figures[name].high],
-        "baseline": {"value": baseline.value, "answer": answer} if baseline else None,
+        "baseline": {"value": baselines[best], "answer": best} if best else None,
+        "baselines": baselines,
         "n": figures[name].n,
+        "samples": samples,
     }
     if hasattr(task, "table"):
         out["per_class"] = {k: v.tolist() for k, v in task.table(sums).items()}
     if "confusion" in sums:
         out["confusion"] = sums["confusion"].long().tolist()
     worst = np.argsort(-rows["loss"], kind="stable")[:24]
-    out["worst"] = [{k: rows[k][i].item() for k in rows} | {"name": data.store.names[rows["ids"][i]]} for i in worst]
+    out["worst"] = [{k: rows[k][i].item() for k in rows} | {"name": part.store.name(int(rows["ids"][i]))} for i in worst]
     return out
 
 
@@ -148,11 +187,12 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
             _("in Python: cloche.load({path!r}, module=YourModule()).predict(rows)").format(path=str(path)),
         )
     if task is None:
-        recipe, task = task_of(recipe, facts)
-    net = module if module is not None else net_of(recipe, prepare.port, task)
+        recipe, task = task_of(recipe, prepare, facts)
+    nets = {"net": module} if module is not None else nets_of(recipe, task)
     weights, _more = files.read_tensors(path / "model.safetensors")
     try:
-        net.load_state_dict({k.removeprefix("net/"): t for k, t in weights.items()})
+        for name, net in nets.items():
+            net.load_state_dict({k.removeprefix(f"{name}/"): t for k, t in weights.items() if k.startswith(f"{name}/")})
     except RuntimeError as fault:
         raise UserError(
             _("the weights in {path} do not fit this net").format(path=path),
@@ -161,11 +201,12 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
             code=FAILED,
         ) from None
     where = device_of(device)
-    net = net.to(where).eval()
-    if module is None:  # a person's own stays trainable
-        net.requires_grad_(False)
-    precision_of(recipe).apply({"net": net})
-    return Model(path, recipe, facts, files.read_json(path / "results.json"), prepare, task, net, where)
+    for net in nets.values():
+        net.to(where).eval()
+        if module is None:  # a person's own stays trainable
+            net.requires_grad_(False)
+    precision_of(recipe).apply(nets)
+    return Model(path, recipe, facts, files.read_json(path / "results.json"), prepare, task, nets, where)
 
 
 def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
@@ -203,7 +244,7 @@ def read_prepare(path: Path) -> Any:
     stored = files.read_json(path / "prepare.json")
     kind = stored.get("kind") if isinstance(stored, dict) else None
     try:
-        return PREPARES[kind].model_validate_json(json.dumps(stored))
+        return KINDS[kind].prepare.model_validate_json(json.dumps(stored))
     except (KeyError, ValueError):
         what = _("damaged: {path}").format(path=path / "prepare.json")
         raise UserError(what, _("it is no preparation"), _("start anew with --again"), code=FAILED, name="damaged") from None

@@ -21,41 +21,51 @@ import torch
 from torch import nn
 
 from cloche import files
-from cloche.build import Data
+from cloche.build import Data, precision_of
 from cloche.data.chunk import Chunk
 from cloche.tasks.classify import Classify
-from cloche.tasks.metrics import Figure, given
+from cloche.tasks.metrics import NAMES, SHARES, given, told
 from cloche.tasks.regress import Regress
-from cloche.training.loop import told
 from cloche.training.precision import Precision
 from cloche.training.run import read_events
 from cloche.use import draw, story
-from cloche.use.explain.layers import ledger
-from cloche.use.model import read
+from cloche.use.explain.inside import inside
+from cloche.use.model import Model, read
 from cloche.words import _, _n, duration, language, listed, number, percent
+
+INSIDE = Path("report", "inside.json")  # of a run
 
 
 @torch.inference_mode()
-def extras(data: Data, net: nn.Module, task: Any, precision: Precision, results: dict[str, Any]) -> dict[str, Any]:
+def extras(model: Model) -> dict[str, Any]:
     """What the page needs of the net and the rows, compact enough for results.json.
 
-    Returns: chosen, the figure that selection looked at; layers, the ledger; counts, training examples of each class; wrong, the
-        worst of the wrong answers, with pictures; plane, the answers over the range of one or two columns.
+    Returns: counts, training examples of each class; wrong, the worst of the wrong answers, with pictures; plane, the answers over the
+        range of one or two columns.
     """
-    store, train, known, worst = data.store, data.labels_of("train"), isinstance(task, Classify | Regress), results["worst"]
-    out: dict[str, Any] = {"chosen": task.choose[0], "layers": ledger(net, data.prepare.port) if known else [], "wrong": []}
+    data, task, results, precision = model.data(), model.task, model.results, precision_of(model.recipe)
+    store, known, worst = data.store, isinstance(task, Classify | Regress), results["worst"] if isinstance(task, Classify | Regress) else []
+    out: dict[str, Any] = {"wrong": []}
     if store.labels:
+        train = store.label[data.rows["train"]]
         out["counts"] = (train.sum(0) if train.ndim == 2 else np.bincount(train, minlength=len(store.labels))).astype(int).tolist()
     ids = np.array([w["ids"] for w in worst], np.int64)
-    images = replace(data.part("test"), ids=ids).take(np.arange(len(ids))).data.get("image", [None] * len(ids))
-    for w, true, x in zip(worst, store.label[ids].reshape(len(ids), -1), images, strict=True):
+    images = replace(data.part("test"), ids=ids).take(np.arange(len(ids))).data.get("image", [None] * len(ids)) if worst else []
+    for w, true, x in zip(worst, store.label[ids].reshape(len(ids), -1) if worst else (), images, strict=True):
         if known and len(true) == 1 and true[0] != w["predicted"]:
             image = "" if x is None else b64encode(draw.picture(data.prepare.pixels_of(x))).decode()
             out["wrong"].append({**w, "true": round(float(true[0]), 5), "image": image})
     shape, judged = tuple(store.fields["columns"].shape[1:]) if known and "columns" in store.fields else (), data.rows[results["part"]]
     if shape == (1,) or (shape == (2,) and store.label.ndim == 1):
-        out["plane"] = _plane(data, net.eval(), task, precision, judged[:: -(-len(judged) // 500)])
+        out["plane"] = _plane(data, model.net, task, precision, judged[:: -(-len(judged) // 500)])
     return out
+
+
+@torch.inference_mode()
+def draw_inside(model: Model) -> None:
+    """What can be seen inside the net on a first example, as SVG by its title; the page takes it from there."""
+    (model.path / INSIDE).parent.mkdir(exist_ok=True)
+    files.write_json(model.path / INSIDE, {title: draw.svg(f) for title, f in inside(model, None)[2].items()})
 
 
 def _plane(data: Data, net: nn.Module, task: Any, precision: Precision, ids: np.ndarray) -> dict[str, Any]:
@@ -98,7 +108,11 @@ def verdict(epochs: list[dict[str, Any]], results: dict[str, Any] | None = None)
     low, kept = int(np.argmin(v or t)), next((i for i, e in enumerate(epochs) if e["step"] == r.get("best_step")), len(t) - 1)
     held = v[kept] if v else r.get("metrics", {}).get("loss") if r.get("part") == "test" else None
     fell = [1 - m[-1] / m[-1 - f] for m in (tm, vm) if m and m[-1 - f] - m[-1] > max(0.01 * m[-1 - f], 0.05 * (m[0] - m[-1]))]
-    base, score = (r.get("baseline") or {}).get("value"), max(epochs[-1].get(k, -1.0) for k in ("train_right", "validation_accuracy"))
+    known = r.get("headline") in ("accuracy", "mse")  # baselines in the unit of the loss, or of what the log tells
+    base, score = (
+        (r.get("baseline") or {}).get("value") if known else None,
+        max(epochs[-1].get(k, -1.0) for k in ("train_right", "validation_accuracy")),
+    )
     way = 1.0 if base is None else (score - base) / (1 - base) if score >= 0 and base < 1 else 1 - tm[-1] / base if base else 1.0
     whose = _("the validation loss") if v else _("the test loss (there is no validation part)")
     rose = lambda a, m, part: m[-1] - min(m) > max(part * abs(min(m)), 0.02 * abs(a[0]))  # noqa: E731
@@ -148,6 +162,11 @@ def write_report(path: Path) -> Path:
     values = {k: escape(str(v)) for k, v in words.items()} | {"recipe": escape(recipe), "course": _course(epochs, events, r)}
     values |= _field(r["extras"].get("plane", {}), labels) | _tables(r, labels)
     values |= {"confusion": _confusion(r.get("confusion") or [], labels), "wrong": _wrong(r["extras"]["wrong"], labels)}
+    values["samples"] = _samples(r["samples"])
+    drawn = path / INSIDE
+    figures = files.read_json(drawn, limit_bytes=64 << 20).items() if drawn.exists() else ()
+    frame = '<figure><figcaption class="line">{title}</figcaption>{figure}</figure>'
+    values["inside"] = "".join(frame.format(title=escape(title), figure=figure) for title, figure in figures)
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     page = re.sub(r"<!--if (\w+)-->(.*?)<!--/if-->", lambda m: m[2] if values[m[1]] else "", page, flags=re.DOTALL)
     page = re.sub(r'_\("([^"]*)"\)', lambda m: escape(_(m[1])).replace("$", "$$"), page)
@@ -158,19 +177,20 @@ def write_report(path: Path) -> Path:
 
 def _words(path: Path, recipe: dict[str, Any], facts: dict[str, Any], r: dict[str, Any]) -> dict[str, Any]:
     """The words and numbers of the page that differ between runs, as text."""
-    name, (low, high), base, net, s = r["extras"]["chosen"], r["interval"], r.get("baseline"), recipe["net"], r.get("speed")
-    labels, left, show, parts = facts["labels"], facts["left_out"], lambda v: told(name, Figure(v)), facts["parts"]
-    measured, always = _("{name} on the {part} part"), _('always answering "{answer}" would get {value}')
+    name, (low, high), base, net, s = r["headline"], r["interval"], r.get("baseline"), recipe["net"], r.get("speed")
+    labels, left, show, parts = facts["labels"], facts["left_out"], lambda v: told(name, v), facts["parts"]
+    measured = _("{name} on the {part} part")
     ended = {"low": "", "high": ""} if low is None else {"low": show(low), "high": show(high)}
-    others = [f"{story.NAMES.get(k, k.replace('_', ' '))} {short(v)}" for k, v in r["metrics"].items() if k != name]
+    value = lambda k, v: told(k, v) if k in SHARES else short(v)  # noqa: E731
+    others = [f"{NAMES.get(k, k.replace('_', ' '))} {value(k, v)}" for k, v in r["metrics"].items() if k != name]
     speed = {"speed": ""} if not s else {
         "speed": number(s["examples_per_s"]), "share": percent(s["share_of_limit"], 0), "wait": percent(s["waiting_frac"], 0),
         "limit": number(s["limit_flops_per_s"] / 1e9)}  # fmt: skip
     return {
         **recipe["train"], **facts, **ended, **speed, "lang": language(), "title": path.resolve().name, "path": shlex.quote(str(path)),
-        "score": show(r["metrics"][name]), "measured": measured.format(name=story.NAMES.get(name, name), part=story.part_name(r["part"])),
-        "baseline": always.format(answer=base["answer"], value=show(base["value"])) if base else "", "others": " · ".join(others),
-        "scale": "1" if name == "accuracy" and low is not None else "", "p": r["metrics"][name], "a": low, "b": high,
+        "score": show(r["metrics"][name]), "measured": measured.format(name=NAMES.get(name, name), part=story.part_name(r["part"])),
+        "baseline": story.beside(r), "others": " · ".join(others),
+        "scale": "1" if name in SHARES and low is not None else "", "p": r["metrics"][name], "a": low, "b": high,
         "c": base["value"] if base else 0, "n": number(r["n"]), "hardest": story.hardest(r, labels), "all": number(facts["n"]),
         "parameters": number(facts["parameters"]), "task": recipe["task"]["kind"], "net": net.get("name", net["kind"]),
         "module": net.get("name", ""), "command": not net.get("name") or "",
@@ -227,6 +247,12 @@ def _wrong(wrong: list[dict[str, Any]], labels: list[str]) -> str:
         image = f'<img alt="{escape(w["name"])}" title="{escape(w["name"])}" src="data:image/png;base64,{escape(w["image"])}">'
         tiles += f"<li>{image}{escape(text)}</li>"
     return f'<ul class="tiles">{tiles}</ul>'
+
+
+def _samples(samples: list[dict[str, Any]]) -> str:
+    """What was asked, what ought to come out, and what came out."""
+    rows = [[s["name"], s["true"], s["answer"], "" if s["true"] == s["answer"] else "✗"] for s in samples]
+    return _table([_("example"), _("true"), _("answered"), ""], rows, "names")
 
 
 def _course(epochs: list[dict[str, Any]], events: list[dict[str, Any]], r: dict[str, Any]) -> str:

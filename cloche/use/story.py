@@ -6,77 +6,47 @@ import shlex
 import statistics
 from typing import Any
 
-from torch import nn
+import numpy as np
 
-from cloche.build import Data, nouns, parameters_of
+from cloche.build import Data
 from cloche.config import show
+from cloche.data.kinds import KINDS
+from cloche.data.read.builtin import BUILTIN
 from cloche.data.read.folder import shown
-from cloche.data.split import twins
 from cloche.recipe import Recipe
-from cloche.tasks import Task
-from cloche.tasks.metrics import Figure
-from cloche.training.loop import told
+from cloche.tasks.metrics import NAMES, SHARES, told
 from cloche.use.model import Model
 from cloche.words import _, _n, duration, listed, number, percent
 
-NAMES = {"accuracy": _("accuracy"), "mse": _("mean squared error"), "loss": _("loss")}
 
-
-def opening(name: str, recipe: Recipe, data: Data, net: nn.Module, task: Task) -> str:
-    store, lines = data.store, []
-    what = nouns(store.kind)
-    head = (
-        _("{n} {what} in {k} classes").format(n=number(store.n), what=what, k=len(store.labels))
-        if store.labels
-        else _("{n} {what}").format(n=number(store.n), what=what)
-    )
+def opening(name: str, recipe: Recipe, data: Data, facts: dict[str, Any]) -> str:
+    store, labels = data.store, data.store.labels
+    head = _("{n} {what} in {k} classes") if labels else _("{n} {what}")
+    head = head.format(n=number(store.n), what=KINDS[store.kind].noun, k=len(labels))
     if "image" in store.fields:
         _rows, h, w, _channels = store.fields["image"].shape
         head += _(", {h}×{w} → {side}×{side}×{channels}").format(h=h, w=w, side=recipe.data.pixels, channels=recipe.data.channels)
-    lines.append(("", head + _(". Nothing is downloaded.")))
-    if store.labels and len(store.labels) <= 12:
-        counts = [
-            int((store.label == k).sum()) if store.label.ndim == 1 else int(store.label[:, k].sum()) for k in range(len(store.labels))
-        ]
-        lines.append((_("classes"), " · ".join(f"{shown(label)} {number(n)}" for label, n in zip(store.labels, counts, strict=True))))
+    lines = [("", head + _(". Nothing is downloaded."))]
+    if labels and len(labels) <= 12:
+        counts = np.bincount(store.label, minlength=len(labels)) if store.label.ndim == 1 else store.label.sum(0)
+        lines.append((_("classes"), " · ".join(f"{shown(label)} {number(n)}" for label, n in zip(labels, counts, strict=True))))
     if store.left_out:
-        first = f"{store.left_out[0][0]} ({store.left_out[0][1]})"
-        more = _(" and {n} more").format(n=len(store.left_out) - 1) if len(store.left_out) > 1 else ""
-        lines.append(
-            (
-                _("left out"),
-                _n("{n} unreadable: {first}", "{n} unreadable: {first}{more}", len(store.left_out)).format(
-                    n=number(len(store.left_out)), first=first, more=more
-                ),
-            )
-        )
+        n, (file, why) = len(store.left_out), store.left_out[0]
+        text = _n("{n} unreadable: {first}", "{n} unreadable: {first}{more}", n)
+        more = _(" and {n} more").format(n=n - 1) if n > 1 else ""
+        lines.append((_("left out"), text.format(n=number(n), first=f"{file} ({why})", more=more)))
     if store.notes.get("turned"):
         lines.append((_("turned"), _("{n} upright by their EXIF mark").format(n=number(store.notes["turned"]))))
-    if same := twins(store.digest, data.rows):
-        lines.append(
-            (
-                _("twins"),
-                _n(
-                    "{n} example of the test part is in another part too", "{n} examples of the test part are in other parts too", same
-                ).format(n=number(same)),
-            )
-        )
+    if same := facts["twins"]:
+        text = _n("{n} example of the test part is in another part too", "{n} examples of the test part are in other parts too", same)
+        lines.append((_("twins"), text.format(n=number(same))))
     parts = " · ".join(f"{part_name(k)} {number(len(rows))}" for k, rows in data.rows.items() if len(rows))
-    lines.append((_("split"), parts + (_(", alike in each class, twins together") if store.labels and not store.part.any() else "")))
-    optim, length = recipe.optim, recipe.train
-    many = (
-        _n("{n} epoch", "{n} epochs", length.epochs).format(n=length.epochs)
-        if length.epochs
-        else _n("{n} step", "{n} steps", length.steps or 0).format(n=length.steps)
-    )
-    lines.append(
-        (
-            _("net"),
-            _("{kind}, {n} parameters · {optim}, lr {lr} · {length}").format(
-                kind=recipe.net.kind, n=number(parameters_of(net)), optim=optim.kind, lr=show(optim.lr), length=many
-            ),
-        )
-    )
+    lines.append((_("split"), parts + (_(", alike in each class, twins together") if labels and not store.part.any() else "")))
+    length = recipe.train.epochs or recipe.train.steps or 0
+    many = _n("{n} epoch", "{n} epochs", length) if recipe.train.epochs else _n("{n} step", "{n} steps", length)
+    given = {"kind": recipe.net.kind, "n": number(facts["parameters"]), "optim": recipe.optim.kind, "lr": show(recipe.optim.lr)}
+    text = _("{kind}, {n} parameters · {optim}, lr {lr} · {length}")
+    lines.append((_("net"), text.format(length=many.format(n=number(length)), **given)))
     return "\n".join(f"{shown(name) if i == 0 else '  ' + key:<10} {text}" for i, (key, text) in enumerate(lines))
 
 
@@ -86,9 +56,7 @@ def part_name(part: str) -> str:
 
 def machine(recipe: Recipe, facts: dict[str, Any]) -> str:
     tried = facts.get("tried") or {}
-    what = {"fp32": "fp32", "bf16": "bf16"}[recipe.train.precision] + (
-        _(" and channels-last") if recipe.train.layout == "channels_last" else ""
-    )
+    what = recipe.train.precision + (_(" and channels-last") if recipe.train.layout == "channels_last" else "")
     text = f"{facts['device']} · " + _n("{n} thread", "{n} threads", facts["threads"]).format(n=facts["threads"]) + f" · {what}"
     plain, mine = tried.get("fp32 plain"), tried.get(f"{recipe.train.precision} {recipe.train.layout}")
     if plain and mine and plain > 1.05 * mine:
@@ -101,41 +69,39 @@ def finished(path: Path) -> str:
 
 
 def closing(model: Model) -> str:
-    r, name = model.results, model.task.choose[0] if model.task else "loss"
-    figure = Figure(r["metrics"][name], *r["interval"], n=r["n"])
-    text = f"{NAMES.get(name, name)} {told(name, figure)}"
-    if figure.low is not None:
-        low, high = (number(100 * v, 1) if name == "accuracy" else number(v, 4) for v in (figure.low, figure.high))
+    r, name = model.results, model.results["headline"]
+    text = f"{NAMES.get(name, name)} {told(name, r['metrics'][name])}"
+    if r["interval"][0] is not None:
+        low, high = (number(100 * v, 1) if name in SHARES else number(v, 4) for v in r["interval"])
         text += _("  (95 % interval {low}–{high}, n = {n}, seed {seed})").format(low=low, high=high, n=number(r["n"]), seed=r["seed"])
     lines = [(part_name(r["part"]), text)]
-    if r.get("baseline"):
-        b = r["baseline"]
-        line = _('always answering "{answer}" would get {value}').format(answer=shown(b["answer"]), value=told(name, Figure(b["value"])))
-        hard = hardest(r, model.facts["labels"])
+    if r.get("baselines"):
+        line, hard = beside(r), hardest(r, model.facts["labels"])
         lines.append(("", line + (f"      {hard}" if hard else "")))
-    s = r["speed"]
-    if s:
-        lines.append(
-            (
-                _("speed"),
-                _("{share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait}").format(
-                    share=percent(s["share_of_limit"], 0),
-                    used=number(s["flops_per_s"] / 1e9, 0 if s["flops_per_s"] > 1e10 else 1),
-                    limit=number(s["limit_flops_per_s"] / 1e9),
-                    wait=percent(s["waiting_frac"], 0),
-                ),
-            )
-        )
+    if s := r["speed"]:
+        used, limit = number(s["flops_per_s"] / 1e9, 0 if s["flops_per_s"] > 1e10 else 1), number(s["limit_flops_per_s"] / 1e9)
+        shares = {"share": percent(s["share_of_limit"], 0), "wait": percent(s["waiting_frac"], 0)}
+        text = _("{share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait}")
+        lines.append((_("speed"), text.format(used=used, limit=limit, **shares)))
     out = [f"{key:<10} {text}" for key, text in lines]
     head, run = _("{run} in {time}").format(run=shown(model.path), time=duration(r["seconds"])), shown(shlex.quote(str(model.path)))
-    sample = "my.png" if model.facts["kind"] == "pictures" else '"' + " ".join(["0.5"] * math.prod(model.prepare.shape)) + '"'
+    sample = KINDS[model.facts["kind"]].sample
+    if sample.startswith('"') and model.recipe.data.source not in BUILTIN:  # words of our own mean nothing to a person's data
+        sample = '"…"'
+    sample = sample or '"' + " ".join(["0.5"] * math.prod(model.prepare.port.shape)) + '"'
+    verb = "generate" if getattr(model.task, "face", "") in ("continues", "denoises") else "predict"
     ways = (
         (_("look"), model.path / "report" / "index.html"),
         (_("inside"), f"cloche explain {run}"),
-        (_("try"), f"cloche predict {run} {sample}"),
+        (_("try"), f"cloche {verb} {run} {sample}"),
     )
     out += [f"{'' if i else head:<{len(head)}}   {key:<6} {way}" for i, (key, way) in enumerate(ways)]
     return "\n".join(out)
+
+
+def beside(results: dict[str, Any]) -> str:
+    """What simpler answers would get: all of them, on one line."""
+    return " · ".join(f"{shown(k)}: {told(results['headline'], v)}" for k, v in results["baselines"].items())
 
 
 def hardest(results: dict[str, Any], labels: list[str]) -> str:
@@ -160,6 +126,7 @@ def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str,
     return {
         "run": str(parent),
         "by": unit,
+        "headline": results[0]["headline"],
         "metrics": mean,
         "sd": sd,
         "each": [r["metrics"] for r in results],
@@ -170,28 +137,33 @@ def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str,
 
 def card(name: str, recipe: Recipe, facts: dict[str, Any], results: dict[str, Any]) -> str:
     """The model card, README.md of a run."""
-    name, low, high = shown(name), *results["interval"]
+    low, high = results["interval"]
     lines = [
-        _("Trained by cloche {version} with PyTorch {torch}.").format(version=facts["cloche"], torch=facts["torch"]),
-        _("Data: {source}, {n} examples, fingerprint {fingerprint}.").format(
-            source=recipe.data.source, n=facts["n"], fingerprint=facts["fingerprint"]
-        ),
-        _("Net: {kind}, {n} parameters. Answers: {answers}.").format(
-            kind=recipe.net.kind, n=facts["parameters"], answers=listed(facts["labels"], 12) or _("a number")
-        ),
-        _("Measured on the part {part}, n = {n}, seed {seed}.").format(
-            part=part_name(results["part"]), n=results["n"], seed=results["seed"]
-        ),
-        "" if low is None else _("95 % interval of the first figure: {low}–{high}.").format(low=number(low, 4), high=number(high, 4)),
+        _("Trained by cloche {cloche} with PyTorch {torch}."),
+        _("Data: {source}, {n} examples, fingerprint {fingerprint}."),
+        _("Net: {kind}, {parameters} parameters. Task: {task}."),
+        _("Answers: {answers}.") if facts["labels"] else "",
+        _("Measured on the part {part}, n = {judged}, seed {seed}."),
+        "" if low is None else _("95 % interval of {name}: {low}–{high}."),
     ]
+    given = {
+        **facts,
+        "source": recipe.data.source,
+        "kind": recipe.net.kind,
+        "task": recipe.task.kind,
+        "answers": listed(facts["labels"], 12),
+    }
+    given |= {"part": part_name(results["part"]), "judged": results["n"], "seed": results["seed"]}
+    given |= {} if low is None else {"name": NAMES.get(results["headline"], ""), "low": number(low, 4), "high": number(high, 4)}
+    lines = [line.format(**given) for line in lines if line]
     rows = "\n".join(f"| {k} | {number(v, 4)} |" for k, v in results["metrics"].items())
-    return f"# {name}\n\n" + "\n\n".join(filter(None, lines)) + f"\n\n| | |\n|---|---|\n{rows}\n"
+    return f"# {shown(name)}\n\n" + "\n\n".join(lines) + f"\n\n| | |\n|---|---|\n{rows}\n"
 
 
 def plain(model: Model, results: dict[str, Any] | None = None) -> dict[str, Any]:
     """What `--json` prints for train and evaluate."""
     r = model.results | (results or {})
-    keys = ("part", "metrics", "interval", "baseline", "n", "per_class", "confusion", "seed", "steps", "seconds", "speed")
+    keys = "part headline metrics interval baseline baselines n per_class confusion seed steps seconds speed".split()
     return {"run": str(model.path), "task": model.recipe.task.kind, **{k: r[k] for k in keys if k in r}}
 
 
@@ -200,10 +172,7 @@ def figures_text(model: Model, results: dict[str, Any]) -> str:
     lines = [f"{part_name(results['part'])} · n = {number(results['n'])}"]
     lines += [f"  {k:<20} {number(v, 4)}" for k, v in results["metrics"].items()]
     if results.get("baseline"):
-        b = results["baseline"]
-        lines.append(
-            "  " + _('always answering "{answer}" would get {value}').format(answer=shown(b["answer"]), value=number(b["value"], 4))
-        )
+        lines += [f"  {shown(k)}: {number(v, 4)}" for k, v in results["baselines"].items()]
     table, labels = results.get("per_class"), [shown(label) for label in model.facts["labels"]]
     if table:
         wide = max(10, *(len(label) for label in labels))
@@ -224,26 +193,26 @@ def figures_text(model: Model, results: dict[str, Any]) -> str:
 
 
 def answers_text(answers: list[dict[str, Any]]) -> str:
-    """One line an input: the label with the likeliest three, or the value."""
+    """One line an input: the label with the likeliest three, the value, the text, or the likeliest next tokens."""
     lines = []
     for a in answers:
         numbers = a.get("values") or ([a["value"]] if "value" in a else [])
-        said = shown(a.get("label") or ", ".join(a.get("labels", []))) or " ".join(number(v, 4) for v in numbers) or "–"
-        likely = " · ".join(f"{shown(k)} {percent(p)}" for k, p in list(a.get("probabilities", {}).items())[:3])
+        said = shown(a.get("label") or a.get("text") or ", ".join(a.get("labels", []))) or " ".join(plainly(v) for v in numbers)
+        likely = " · ".join(f"{shown(k)} {percent(p)}" for k, p in list(a.get("probabilities", {}).items())[: 3 if said else 5])
+        said = said or ("…" if likely else "–")
         lines.append(f"{shown(a['input'])}   {said}   {likely}".rstrip())
     return "\n".join(lines)
 
 
+def plainly(value: Any) -> str:
+    """A number; of several columns one each."""
+    return "/".join(map(plainly, value)) if isinstance(value, list) else number(value, 4)
+
+
 def summary_text(found: dict[str, Any]) -> str:
     """--folds and --seeds: each run's first figure, then mean ± sd."""
-    name = next(iter(found["metrics"]))
-    show_one = percent if name == "accuracy" else (lambda v: number(v, 4))
-    each = " · ".join(show_one(m[name]) for m in found["each"])
-    return _("{name} {mean} ± {sd}   (n = {n})   {each}   {run}").format(
-        name=NAMES.get(name, name),
-        mean=show_one(found["metrics"][name]),
-        sd=show_one(found["sd"][name]),
-        n=number(found["n"]),
-        each=each,
-        run=found["run"],
-    )
+    name = found["headline"]
+    each = " · ".join(told(name, m[name]) for m in found["each"])
+    mean, sd = told(name, found["metrics"][name]), told(name, found["sd"][name])
+    text = _("{name} {mean} ± {sd}   (n = {n})   {each}   {run}")
+    return text.format(name=NAMES.get(name, name), mean=mean, sd=sd, n=number(found["n"]), each=each, run=found["run"])

@@ -13,23 +13,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloche.build import Data, device_of, facts_of, job_of, net_of, nouns, open_data, parameters_of, precision_of, task_of
-from cloche.config import Frozen
+from cloche import __version__
+from cloche.build import Data, device_of, facts_of, job_of, nets_of, open_data, parameters_of, precision_of, task_of
+from cloche.config import Fault, Frozen, RecipeError
 from cloche.data.chunk import Chunk
 from cloche.data.store import Store
 from cloche.errors import UserError
-from cloche.files import read_json
+from cloche.files import cache_folder, read_json
 from cloche.recipe import Recipe, change, find, parse
 from cloche.tasks import Task
-from cloche.training.evaluate import evaluate
+from cloche.tasks.metrics import Nets
 from cloche.training.log import Progress, say
 from cloche.training.loop import Clock, Job, loop, stopped
 from cloche.training.precision import trial
 from cloche.training.run import Run
 from cloche.training.speed import flops_of, limit_of, threads_for
 from cloche.use import story
-from cloche.use.model import Model, judged, load, read_prepare
-from cloche.words import _
+from cloche.use.explain.layers import ledger
+from cloche.use.model import Judge, Model, judged, load, read_prepare
+from cloche.words import _, listed
 
 
 class Options(Frozen):
@@ -67,12 +69,13 @@ def train_recipe(
         opened = open_data(recipe, device, tell, _fitted(path, options), store)
         facts = facts_of(recipe, opened)
         if task is None:
-            recipe, task = task_of(recipe, facts)
-        net = (module if module is not None else net_of(recipe, opened.prepare.port, task)).to(device)
-        first = opened.part("train").take(np.arange(min(recipe.train.batch, len(opened.rows["train"]))))
-        flops, threads = flops_of({"net": net}, task, first), torch.get_num_threads()
+            recipe, task = task_of(recipe, opened.prepare, facts)
+        nets = {k: n.to(device) for k, n in ({"net": module} if module is not None else nets_of(recipe, task)).items()}
+        part = opened.part("train")
+        first = part.take(np.arange(min(recipe.train.batch, len(part))))
+        flops, threads = flops_of(nets, task, first), torch.get_num_threads()
         torch.set_num_threads(threads_for(flops * recipe.train.batch, threads))
-        facts |= {"threads": torch.get_num_threads(), "parameters": parameters_of(net), "flops": flops}
+        facts |= {"threads": torch.get_num_threads(), "parameters": parameters_of(nets), "flops": flops}
         try:
             found = run.open(recipe.tables(), facts, options.again, options.allow_change)
             if run.finished:
@@ -84,8 +87,8 @@ def train_recipe(
             else:
                 if found is not None:  # what was measured when the run began is read, not measured again
                     recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout") if getattr(recipe.train, k) == "auto"})
-                tell(story.opening(path.name, recipe, opened, net, task))
-                train_job(recipe, opened, task, net, run, facts, first, options.model_copy(update={"t0": t0}))
+                tell(story.opening(path.name, recipe, opened, facts))
+                train_job(recipe, opened, task, nets, run, facts, first, options.model_copy(update={"t0": t0}))
         finally:
             run.close()
             torch.set_num_threads(threads)
@@ -101,12 +104,14 @@ def _fitted(path: Path, options: Options) -> Any:
     return read_prepare(path)
 
 
-def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, facts: dict[str, Any], first: Chunk, options: Options) -> None:
+def train_job(
+    recipe: Recipe, opened: Data, task: Task, nets: Nets, run: Run, facts: dict[str, Any], first: Chunk, options: Options
+) -> None:
     """The trial where the run is new, the loop, the one look at the test part, the finished folder with its report."""
     tell: Callable[[str], None] = (lambda text: None) if options.quiet else say
-    job = job_of(recipe, opened, task, net)
+    job = job_of(recipe, opened, task, nets, judges(recipe, opened.store.labels, opened.device, tell))
     if not (run.path / "facts.json").exists():
-        recipe, tried = choose_precision(recipe, job, first)
+        recipe, tried = choose_precision(recipe, job, first, facts["flops"])
         facts = {**facts, "tried": tried}
         run.begin(recipe.toml(), facts, opened.prepare.model_dump(mode="json"))
         job.precision = precision_of(recipe)
@@ -114,13 +119,12 @@ def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, fact
         facts = {**facts, "tried": read_json(run.path / "facts.json").get("tried", {})}
         run.begin(recipe.toml(), facts, opened.prepare.model_dump(mode="json"))
     tell(story.machine(recipe, facts))
-    progress = Progress(job.epochs, nouns(opened.store.kind), options.quiet)
+    progress = Progress(job.epochs, job.noun, options.quiet)
     place, clock = loop(job, run, progress)
-    from cloche.use.report import extras, write_report  # matplotlib takes 0.6 s to load: not before the first step
+    from cloche.use.report import draw_inside, extras, write_report  # matplotlib takes 0.6 s to load: not before the first step
 
-    part = opened.judged
-    sums, rows = evaluate(job.nets, task, opened.part(part), job.precision, recipe.train.test_batch)
-    results = judged(task, sums, rows, opened, part, {"label": common_label(opened)})
+    known = task.known(opened.part("train")) if hasattr(task, "known") else {}
+    results = judged(task, job.nets, opened, job.precision, recipe.train.test_batch, known)
     results |= {
         "format": 1,
         "task": recipe.task.kind,
@@ -129,34 +133,43 @@ def train_job(recipe: Recipe, opened: Data, task: Task, net: Any, run: Run, fact
         "best_step": run.best_step,
         "seconds": round(run.spent_s + time.perf_counter() - options.t0, 2),
         "speed": speed(job, clock, facts["flops"], options.t0),
-        "baseline_of": {"label": common_label(opened)},
+        "baseline_of": known,
     }
-    results["extras"] = extras(opened, net, task, job.precision, results)
-    results["layers"] = results["extras"].pop("layers")
-    model = {f"net/{k}": t for k, t in net.state_dict().items()}
-    run.finish(model, results, story.card(run.path.name, recipe, facts, results))
+    results["layers"] = ledger({k: job.nets[k] for k in job.trained}, task, first)
+    trained = {k: job.nets[k].eval() for k in job.trained}
+    model = Model(run.path, recipe, facts, results, opened.prepare, task, trained, opened.device, opened)
+    results["extras"] = extras(model)
+    weights = {f"{name}/{k}": t for name in job.trained for k, t in job.nets[name].state_dict().items()}
+    run.finish(weights, results, story.card(run.path.name, recipe, facts, results))
+    draw_inside(model)  # when the run is finished: a fault in a picture must not cost it
     write_report(run.path)
 
 
-def choose_precision(recipe: Recipe, job: Job, chunk: Any) -> tuple[Recipe, dict[str, float]]:
-    """Number format and layout: tried for pictures, where it pays; everything else keeps float32."""
-    image = chunk.data.get("image")
-    if image is None:
+def judges(recipe: Recipe, labels: list[str], device: torch.device, tell: Callable[[str], None]) -> Nets:
+    """The frozen net that `[task] judge` names: a run folder, or a shipped recipe, which is trained once and kept in the cache folder."""
+    name = getattr(recipe.task, "judge", "")
+    if not name:
+        return {}
+    path = Path(name)
+    if name.startswith("recipe:"):
+        path = cache_folder() / "judges" / f"{name.removeprefix('recipe:')}-{__version__}-{torch.__version__}"
+        if not (path / "manifest.json").exists():
+            tell(_("the judge {name} is trained first, once").format(name=name))
+            train(name, options=Options(out=str(path), quiet=True))
+    judge = load(path, str(device))
+    if judge.facts["kind"] != "pictures" or judge.recipe.task.kind != "classify" or judge.facts["labels"] != labels or len(labels) < 3:
+        found = _("it tells {theirs} apart, the captions {ours}").format(theirs=listed(judge.facts["labels"], 12), ours=listed(labels, 12))
+        raise RecipeError([Fault(f'task.judge = "{name}"', found, _("name a classifier of pictures with the same classes"))])
+    return {"judge": Judge(judge)}
+
+
+def choose_precision(recipe: Recipe, job: Job, chunk: Any, flops: float) -> tuple[Recipe, dict[str, float]]:
+    """Number format and layout: tried where a step is work enough for it to pay; everything else keeps float32."""
+    if threads_for(flops * recipe.train.batch, 2) == 1:
         keep = {"precision": precision_of(recipe).dtype, "layout": precision_of(recipe).layout}
         return recipe.but(train=keep), {}
     chosen, tried = trial(job.nets, job.task, chunk, recipe.train.precision, recipe.train.layout)
     return recipe.but(train={"precision": chosen.dtype, "layout": chosen.layout}), tried
-
-
-def common_label(opened: Data) -> list[Any]:
-    """The labels of the training part, boiled down to what the baseline needs: its commonest class, or its mean."""
-    label = opened.labels_of("train")
-    if label.ndim == 1:
-        return [int(np.bincount(label).argmax())]
-    if opened.store.labels:
-        sets, counts = np.unique(label, axis=0, return_counts=True)
-        return [sets[counts.argmax()].tolist()]
-    return [label.mean(0).tolist()]
 
 
 def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
@@ -216,6 +229,8 @@ def many(recipe: str, data: str | None, sets: dict[str, Any], options: Options, 
     name, raw = find(recipe, data)
     parent = Path(options.out or f"runs/{name}-{'folds' if folds else 'seeds'}")
     results = []
+    if folds and "fold" not in type(parse(change(raw, sets), name).data).model_fields:
+        raise UserError(_("this data is cut in order, so there are no folds to rotate"), "", _("leave out --folds"))
     if folds:  # refused before anything is trained, not after the first fold
         last = parse(change(raw, {**sets, "data.test": 1 / folds, "data.fold": folds - 1}), name)
         open_data(last, torch.device("cpu"))

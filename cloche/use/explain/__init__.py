@@ -1,13 +1,17 @@
 """`cloche explain`: the layers of a recipe or run, and one training step of a run on one input."""
 
+from itertools import zip_longest
 from pathlib import Path
+import re
 from typing import Any
 
 from cloche.errors import UserError
 from cloche.recipe import shipped
+from cloche.use.draw import png
+from cloche.use.explain.inside import inside
 from cloche.use.explain.layers import Found, explain_layers
-from cloche.use.explain.step import explain_step
-from cloche.use.model import load
+from cloche.use.explain.step import explain_step, write_all
+from cloche.use.model import Model, load
 from cloche.words import _
 
 Text, Sets = str | None, dict[str, Any] | None
@@ -31,9 +35,27 @@ def explain(
     if data is not None or sets:
         raise UserError(_("{what} is a finished run: --data and --set belong to a recipe").format(what=what), "", _("leave them out"))
     model = load(what)
-    step, text = explain_step(model, given, label, at, out)
+    stepped = model.recipe.task.kind in ("classify", "regress")
+    if not stepped and (label is not None or at is not None):
+        raise UserError(_("--label and --at belong to classifiers and regression"), model.recipe.task.kind, _("leave them out"))
+    found, text = explain_inside(model, given, out)
+    if stepped:
+        step, told = explain_step(model, given, label, at, out)
+        found, text = {**found, **step, "pictures": step["pictures"] + found["pictures"]}, "\n\n".join(filter(None, (told, text)))
     if given is not None:
-        return step, text
+        return found, text
     layers, table = explain_layers(model)
-    rows = [{**a, **b} for a, b in zip(layers["layers"], step["layers"], strict=False)]
-    return {**layers, **step, "layers": rows}, f"{table}\n\n{text}"
+    rows = [{**a, **b} for a, b in zip_longest(layers["layers"], found.get("layers", []), fillvalue={})]
+    return {**layers, **found, "layers": rows}, f"{table}\n\n{text}"
+
+
+def explain_inside(model: Model, given: Any, out: Text) -> Found:
+    """What can be seen inside on one input; the pictures go to RUN/report."""
+    found, lines, figures = inside(model, given)
+    folder = Path(out) if out else model.path / "report"
+    paths = [folder / ("-".join(["explain", *re.findall(r"\w+", title)[:4]]) + ".png") for title in figures]
+    for title, figure in figures.items():
+        figure.suptitle(title[:1].upper() + title[1:], fontsize=8, x=0.01, ha="left")
+    write_all(dict(zip(paths, map(png, figures.values()), strict=True)))
+    lines += [_("picture    {path}").format(path=path) for path in paths]
+    return found | {"pictures": list(map(str, paths))}, "\n".join(lines)

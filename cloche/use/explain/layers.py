@@ -10,13 +10,20 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cloche.build import facts_of, net_of, open_data, task_of
+from cloche import rng
+from cloche.build import facts_of, nets_of, open_data, task_of
 from cloche.config import Port
+from cloche.data.chunk import Chunk
+from cloche.data.kinds import KINDS
 from cloche.recipe import change, find, parse
+from cloche.tasks import Task
+from cloche.tasks.metrics import Nets
+from cloche.training.speed import counter
 from cloche.use.model import Model
 from cloche.words import _, _n, number, percent, size
 
@@ -40,11 +47,11 @@ class Layer:
     output: Tensor | None = None  # (B, …) after what is folded into it
 
 
-def watch(net: nn.Module, counter: FlopCounterMode | None = None) -> list[Layer]:
+def watch(net: nn.Module, counted: FlopCounterMode | None = None) -> list[Layer]:
     """The list that every later call of a module is added to, in the order in which they end. For a copy: its hooks stay."""
     calls: list[Layer] = []
     running: list[tuple[int, int]] = []  # of each module being called: the operations and the calls before it
-    total = counter.get_total_flops if counter else int
+    total = counted.get_total_flops if counted else int
 
     def after(module: nn.Module, given: Any, out: Any) -> None:
         count, n = running.pop()
@@ -65,7 +72,7 @@ def tensor_of(value: Any) -> Tensor:
 def layers_of(net: nn.Module, calls: list[Layer]) -> list[Layer]:
     """The calls as rows. A parameter counts once, where it is used first; those that no call of their own module uses come last."""
     rows, ahead, left = [], [], {id(p): p for p in net.parameters()}
-    names = {m: name or type(m).__name__ for name, m in net.named_modules()}
+    names = {m: type(m).__name__ if name in ("", "net") else name.removeprefix("net.") for name, m in net.named_modules()}
     for c in calls:
         kind, does = told(c.module, c.input, c.raw)
         own = [left.pop(id(p)) for p in c.module.parameters(recurse=False) if id(p) in left]
@@ -127,14 +134,17 @@ def sees(rows: list[Layer], x: Tensor) -> Iterator[str]:
             yield _("all") if (row.kind == "dense" and row.input.ndim == 2) or ("Pool" in row.kind and set(out) == {1}) else "–"
 
 
-def ledger(net: nn.Module, inputs: Port) -> list[dict[str, Any]]:
-    """The rows of a net; "params" add up to those of the whole net, "output" is without B, "bytes" are the output's in float32."""
-    net = copy.deepcopy(net).eval()
-    x = next(net.parameters(), torch.empty(0)).new_zeros(1, *inputs.shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        calls = watch(net, counter)
-        net(x)
+def ledger(nets: Nets, task: Task, chunk: Chunk) -> list[dict[str, Any]]:
+    """The rows of what is trained, from the first row of a chunk; "params" add up to those of the whole.
+
+    "output" is without B, "bytes" are the output's in float32.
+    """
+    net, one = nn.ModuleDict(copy.deepcopy(nets)).eval(), chunk.head(1)
+    with torch.no_grad(), rng.apart(chunk.weight.device), counter() as counted:
+        calls = watch(net, counted)
+        task.loss(dict(net.items()), one, None)
     rows = layers_of(net, calls)
+    x = next((t for t in one.data.values() if t.ndim == 4), calls[0].input)
     return [
         {"name": row.name, "kind": row.kind, "does": ", ".join(row.does), "output": list(row.output.shape[1:])}
         | {"params": sum(p.numel() for p in row.parameters), "flops": row.flops, "bytes": 4 * row.output.numel(), "sees": seen}
@@ -146,16 +156,17 @@ def explain_layers(what: str | Model, data: str | None = None, sets: dict[str, A
     """The layers of a recipe or a loaded run: what --json prints, and the table with what follows from it."""
     first = ""
     if isinstance(what, Model):
-        net, port, run = what.net, what.prepare.port, what.path
+        rows, port, run, kind = what.results["layers"], what.prepare.port, what.path, what.facts["kind"]
     else:
         name, raw = find(what, data)
         recipe = parse(change(raw, sets or {}), name)
         opened = open_data(recipe, torch.device("cpu"))
-        recipe, task = task_of(recipe, facts_of(recipe, opened))
-        net, port, run = net_of(recipe, opened.prepare.port, task), opened.prepare.port, Path("runs") / name
+        recipe, task = task_of(recipe, opened.prepare, facts_of(recipe, opened))
+        port, run, kind = opened.prepare.port, Path("runs") / name, recipe.data.kind
+        rows = ledger(nets_of(recipe, task), task, opened.part("train").take(np.array([0])))
         if not (run / "manifest.json").exists():
             first = f"cloche train {what}\n       "
-    rows, picture = ledger(net, port), port.kind == "image"
+    picture = port.kind == "image"
     total = {k: sum(r[k] for r in rows) for k in ("params", "flops", "bytes")}
     work, per = ("MFLOP", 1e6) if total["flops"] >= 1e6 else ("kFLOP", 1e3)
     unit, byte = ("kB", 1e3) if total["bytes"] >= 10_000 else ("B", 1)
@@ -164,8 +175,8 @@ def explain_layers(what: str | Model, data: str | None = None, sets: dict[str, A
     head = [_("layer"), _("does"), _("output (B, …)"), _("parameters"), work, unit, _("sees")]
     cells = [[r["name"], r["does"], ", ".join(map(str, r["output"])), *amounts(r), r["sees"]] for r in rows]
     lines = columns([head, *cells, [_("total"), held, "", *amounts(total), ""]], 3) + sentences(rows, total, port)
-    given = "my.png" if picture else f'"{" ".join(["0.5"] * math.prod(port.shape))}"'
-    after = _("Next:  {command}     one training step on an input of your own, in numbers")
+    given = KINDS[kind].sample or f'"{" ".join(["0.5"] * math.prod(port.shape))}"'
+    after = _("Next:  {command}     what happens inside on an input of your own")
     lines.append(after.format(command=f"{first}cloche explain {run} {given}"))
     found = [{("output_shape" if k == "output" else k): v for k, v in row.items()} for row in rows]
     return {"layers": found, "params": total["params"], "flops": total["flops"]}, "\n".join(lines)

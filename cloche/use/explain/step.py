@@ -77,8 +77,8 @@ def example(model: Model, given: Any) -> tuple[str, Chunk]:
     if given is not None:
         return str(given)[: None if isinstance(given, str | Path) else 40], model.chunk(model.prepare.gather([model.prepare.encode(given)]))
     data = model.data()
-    part = "validation" if len(data.rows["validation"]) else data.judged
-    return data.store.names[data.rows[part][0]], data.part(part).take(np.array([0]))
+    part = data.part("validation" if len(data.rows["validation"]) else data.judged)
+    return part.store.name(int(part.ids[0])), part.take(np.array([0]))
 
 
 def truth(model: Model, chunk: Chunk, label: Any, answer: dict[str, Any]) -> tuple[Any, str]:
@@ -191,15 +191,22 @@ def pictures(rows: list[Layer], picture: np.ndarray, name: str, folder: Path) ->
     if pool := next((row for row in rows if row.kind == "pool"), None):
         before, after = (text.format(pool=pool.name) for text in (_("before {pool}"), _("after {pool}")))
         sheets["pool"] = [(before, pool.input, pool.input), (after, pool.output, pool.input)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        do = _("choose another with --out")
-        raise UserError(_("cannot make the folder {path}").format(path=folder), fault.strerror or "", do, name="read-only") from None
     paths = {kind: folder / f"explain-{stem}-{kind}.png" for kind in sheets}
-    for kind, path in paths.items():
-        durable_write(path, sheet(sheets[kind], picture, name))
+    write_all({path: sheet(sheets[kind], picture, name) for kind, path in paths.items()})
     return list(map(str, paths.values()))
+
+
+def write_all(pictures: dict[Path, bytes]) -> None:
+    """Files in a folder that is made where it lacks. Raises: UserError "read-only"."""
+    for path, content in pictures.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            do = _("choose another with --out")
+            raise UserError(
+                _("cannot make the folder {path}").format(path=path.parent), fault.strerror or "", do, name="read-only"
+            ) from None
+        durable_write(path, content)
 
 
 @styled
