@@ -14,6 +14,8 @@ import tempfile
 import time
 import tomllib
 
+from cloche.data.read.builtin import BUILTIN
+
 RECIPES = Path(__file__).parent.parent / "cloche" / "recipes"
 
 
@@ -22,7 +24,7 @@ def run(path: Path, data: Path, out: Path) -> tuple[bool | None, str]:
     recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     name, source = path.stem, recipe["data"]["source"]
     command = [sys.executable, "-m", "cloche", "train", name, "--json", "--out", str(out / name)]
-    if source == name and name not in ("digits", "spirals", "curve"):  # the source is a folder that the person brings
+    if source not in BUILTIN:  # a folder that the person brings
         if not (data / source).is_dir():
             return None, f"not run: needs {source} (--data FOLDER)"
         command += ["--data", str(data / source)]
@@ -33,10 +35,12 @@ def run(path: Path, data: Path, out: Path) -> tuple[bool | None, str]:
         return False, f"ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
     found, bound, faults = json.loads(done.stdout), recipe["expect"], []
     value = found["metrics"][bound["metric"]]
-    told = f"{bound['metric']} {value:.4f} (n = {found['n']}, seed {found['seed']})"
+    low, high = found["interval"]
+    told = f"{bound['metric']} {value:.4f}" + (f" ({low:.4f} to {high:.4f})" if low is not None else "")
+    told += f", n = {found['n']}, seed {found['seed']}; " + "; ".join(f"{k}: {v:.4f}" for k, v in (found["baselines"] or {}).items())
     if not bound.get("at_least", -1e9) <= value <= bound.get("at_most", 1e9):
         faults.append(f"outside {bound}")
-    if found["n"] != bound["n"]:
+    if found["n"] != bound.get("n", found["n"]):
         faults.append(f"n is {found['n']}, not {bound['n']}")
     if dt_s > 3 * recipe["expect"]["seconds"]:
         faults.append(f"{dt_s:.0f} s is over three times {recipe['expect']['seconds']} s")

@@ -207,6 +207,16 @@ def test_again_trains_anew(tmp_path):
     assert (first.results["seed"], second.results["seed"]) == (0, 5)
 
 
+def test_a_module_that_was_fitted_can_be_fitted_again(tmp_path):
+    """A person's own module stays trainable: the next call goes on from the weights that the last one left."""
+    net = perceptron()
+    for k in range(2):
+        before = [p.detach().clone() for p in net.parameters()]
+        cloche.fit(net, X, Y, out=str(tmp_path / str(k)), sets={**QUICK, "train.epochs": 1})
+        assert all(p.requires_grad for p in net.parameters())
+        assert not any(map(torch.equal, before, net.parameters()))
+
+
 def test_another_module_for_this_run(iris):
     with pytest.raises(UserError, match="do not fit this net") as caught:
         cloche.load(iris.path, module=nn.Linear(4, 3))

@@ -108,10 +108,17 @@ def test_a_recipe_whose_data_a_person_has_to_bring(cloche):
 
 
 def test_a_path_that_is_a_file(cloche):
-    Path("prices.csv").write_text("a,b\n1,2\n")
-    code, _out, told = cloche("train", "./prices.csv")
-    assert code == WRONG_INPUT and "./prices.csv is a file; this version reads folders" in told
-    assert "8 bytes" in told and "give a folder of class folders" in told
+    Path("prices.xlsx").write_text("a,b\n1,2\n")
+    code, _out, told = cloche("train", "./prices.xlsx")
+    assert code == WRONG_INPUT and "./prices.xlsx is no file that cloche reads" in told
+    assert "8 bytes" in told and "or a folder: of class folders with pictures" in told
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt"])
+def test_a_file_with_next_to_nothing_in_it(suffix, cloche):
+    Path(f"prices.{suffix}").write_text("a,b\n1,2\n")
+    code, _out, told = cloche("train", f"./prices.{suffix}")
+    assert code == WRONG_INPUT and f"prices.{suffix}" in told
 
 
 def test_an_empty_folder(cloche, tmp_path):
@@ -136,9 +143,16 @@ def test_loose_pictures(cloche, tmp_path):
 
 def test_a_folder_of_something_else(cloche, tmp_path):
     (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.bin").write_bytes(b"\0hello")
+    code, _out, told = cloche("train", "notes")
+    assert code == WRONG_INPUT and "notes has no class folders" in told and "a.bin" in told
+
+
+def test_a_folder_with_one_word_of_text(cloche, tmp_path):
+    (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a.txt").write_text("hello")
     code, _out, told = cloche("train", "notes")
-    assert code == WRONG_INPUT and "notes has no class folders" in told and "a.txt" in told
+    assert code == WRONG_INPUT and "notes" in told
 
 
 def test_a_run_in_place_of_data(cloche, run):

@@ -1,8 +1,12 @@
 """What only a CUDA device can show: `make test-gpu`."""
 
+import math
+
 import pytest
+from test_families import SMALL
 import torch
 
+from cloche.recipe import parse_set
 from cloche.use.train import Options, train
 
 TINY = {"data.pixels": 16, "net.stages": [[8], [16]], "net.hidden": 32, "net.norm": "batch", "train.steps": 20, "train.precision": "fp32"}
@@ -28,3 +32,11 @@ def test_bf16_on_cuda_learns(tmp_path):
         options=Options(out=str(tmp_path / "r"), quiet=True),
     )
     assert model.results["metrics"]["accuracy"] > 0.9
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SMALL)
+def test_every_family_trains_and_is_judged_on_cuda(name, tmp_path):
+    sets = dict(parse_set(text) for text in SMALL[name])
+    model = train(f"recipe:{name}", sets={**sets, "train.device": "cuda"}, options=Options(out=str(tmp_path / "r"), quiet=True))
+    assert math.isfinite(model.results["metrics"][model.results["headline"]])

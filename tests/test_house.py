@@ -11,7 +11,7 @@ import tomllib
 import pytest
 import torch
 
-from cloche.build import device_of, facts_of, job_of, net_of, open_data, task_of
+from cloche.build import device_of, facts_of, job_of, nets_of, open_data, task_of
 from cloche.config import keys_of
 from cloche.recipe import SINGLE, TABLES, change, find, parse, shipped
 from cloche.training.loop import Place, start, step
@@ -219,10 +219,29 @@ def test_help_takes_less_than_a_third_of_a_second():
 MLP = {"data.source": "digits", "data.pixels": 8, "data.channels": 1, "net": {"kind": "mlp", "widths": [8]}}
 CNN = {"data.source": "digits", "data.pixels": 12, "data.channels": 1, "net": {"kind": "cnn", "stages": [[4], [8]], "hidden": 8}}
 POINTS = {"data.source": "spirals", "net": {"kind": "mlp", "widths": [8]}}
+TONES = {"data.source": "dialtones", "data.rows": 40, "net": {"kind": "gru", "width": 8}}
+SERIES = {"data.source": "airline", "net": {"kind": "gru", "width": 4}}
+PAIRS = {"data.source": "dates", "data.rows": 200, "net": {"kind": "transformer", "width": 16, "heads": 2, "layers": 1}}
+CAPTIONS = {"data.source": "digits-captions", "data.pixels": 8, "data.channels": 1, "net": {"kind": "unet", "width": 8, "heads": 2}}
 SMALL = {"train.steps": 2, "train.precision": "fp32", "train.layout": "plain", "train.batch": 32, "train.device": "cpu"}
 
 # key → (two values, what stands around it). Both are built and trained for two steps; the resolved recipe and what comes out of it differ.
 TRIED = {
+    "data.look": ((6, 12), SERIES),
+    "data.horizon": ((6, 12), SERIES),
+    "data.season": ((6, 12), SERIES),
+    "data.origins": ((12, 24), SERIES),
+    "data.log": ((False, True), SERIES),
+    "net.heads": ((1, 2), PAIRS),
+    "net.layers": ((1, 2), PAIRS),
+    "task.smoothing": ((0.0, 0.1), PAIRS),
+    "net.mults": (([1], [1, 2]), CAPTIONS),
+    "net.text.width": ((8, 16), CAPTIONS),
+    "net.text.layers": ((1, 2), CAPTIONS),
+    "data.snr_db": ((5.0, 10.0), TONES),
+    "data.mels": ((16, 24), TONES),
+    "net.stack": ((1, 2), TONES),
+    "net.both": ((False, True), TONES),
     "data.fold": ((0, 1), MLP),
     "data.test": ((0.2, 0.3), MLP),
     "data.validation": ((0.1, 0.2), MLP),
@@ -273,8 +292,16 @@ ELSEWHERE = {
     "train.select": "test_loop.py, recipes",
     "train.patience": "test_loop.py",
     "train.log_steps": "test_loop.py",
+    "train.ema": "test_loop.py",
     "train.layout": "test_the_trial_chooses_a_layout, and plain everywhere",
     "train.device": "cpu here, cuda:7 in test_loop.py",
+    "net.text.kind": "there is one",
+    "task.beam": "test_translate.py",
+    "task.guidance": "test_diffusion.py",
+    "task.sampler": "test_diffusion.py",
+    "task.steps": "test_diffusion.py, test_families.py",
+    "task.samples": "test_diffusion.py, test_families.py",
+    "task.judge": "test_diffusion.py, recipes",
     "net.name": "cloche.fit fills it: test_api.py",
     "task.name": "cloche.fit fills it: test_spine.py",
 }
@@ -327,16 +354,17 @@ def trained(raw: dict, folder: Path) -> tuple[dict, list[torch.Tensor]]:
     recipe = parse(raw)
     device = device_of(recipe.train.device)
     data = open_data(recipe, device)
-    recipe, task = task_of(recipe, facts_of(recipe, data))
-    net = net_of(recipe, data.prepare.port, task)
-    job = job_of(recipe, data, task, net)
+    recipe, task = task_of(recipe, data.prepare, facts_of(recipe, data))
+    nets = nets_of(recipe, task)
+    job = job_of(recipe, data, task, nets, {})
     folder.mkdir()
     state, here = start(job, Run(folder))
     for n in range(job.steps):
         chunks = job.train.step(job.order, 0, n, recipe.train.chunks, recipe.train.batch, torch.tensor(7))
         step(job, state, chunks, Place(n, 0, n))
-    assert here == Place(0, 0, 0) and all(torch.isfinite(p).all() for p in net.parameters())
-    return recipe.tables(), [p.detach().clone() for p in net.parameters()]
+    weights = [p.detach().clone() for net in nets.values() for p in net.parameters()]
+    assert here == Place(0, 0, 0) and all(torch.isfinite(p).all() for p in weights)
+    return recipe.tables(), weights
 
 
 @pytest.mark.parametrize("key", sorted(TRIED))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 import cloche
 from cloche import rng
+from cloche.config import Port
 from cloche.data.chunk import Part
 from cloche.data.order import Shuffled
 from cloche.data.read.examples import Examples, row_digests
@@ -25,12 +26,14 @@ from cloche.tasks.classify import Classify
 from cloche.tasks.metrics import Figure
 from cloche.training import loop as loops
 from cloche.training.loop import Job, Place, State, TrainConfig, loop, start, step
+from cloche.training.objective import average
 from cloche.training.optim import AdamConfig, SgdConfig
 from cloche.training.precision import Precision
 from cloche.training.run import Run
 from cloche.use import train as use_train
 from cloche.use.train import Options, train
 
+ROW = Port("vector", (5,))
 TINY = {"data.pixels": 8, "data.channels": 1, "net.widths": [16], "train.precision": "fp32", "train.layout": "plain", "train.batch": 64}
 
 
@@ -82,7 +85,7 @@ class Made:
     folder: Path
     store: Store = field(default_factory=points)
     net: nn.Module = field(default_factory=net)
-    task: object = field(default_factory=lambda: Classify(("0", "1", "2"), "cross_entropy", False))
+    task: object = field(default_factory=lambda: Classify(("0", "1", "2"), "cross_entropy", False, ROW))
     optim: object = AdamConfig(lr=1e-2)
     validation: bool = True
     noise: float = 0.0
@@ -124,7 +127,7 @@ class Watched(Classify):
     """Classify that remembers which rows each step saw."""
 
     def __init__(self) -> None:
-        super().__init__(("0", "1", "2"), "cross_entropy", False)
+        super().__init__(("0", "1", "2"), "cross_entropy", False, ROW)
         self.ids: list[list[int]] = []
 
     def loss(self, nets, chunk, carry):
@@ -222,7 +225,17 @@ def test_one_step_of_sgd_by_hand(tmp_path):
     part = Part("train", Store(examples), np.arange(4), AsIs())
     config = TrainConfig(steps=1, batch=4, chunks=2, log_steps=1)
     loop(
-        Job({"net": line}, ("net",), Regress(1), part, None, Shuffled(4, 4, 0), SgdConfig(lr=0.1, momentum=0.0), config, Precision()),
+        Job(
+            {"net": line},
+            ("net",),
+            Regress(Port("vector", (1,)), 1),
+            part,
+            None,
+            Shuffled(4, 4, 0),
+            SgdConfig(lr=0.1, momentum=0.0),
+            config,
+            Precision(),
+        ),
         Run(tmp_path),
     )
     torch.testing.assert_close(torch.stack([line.weight.flatten(), line.bias]).detach(), torch.tensor([[0.6], [-0.2]]))
@@ -247,7 +260,7 @@ def test_draws_do_not_depend_on_what_was_drawn_before(tmp_path):
             torch.rand(17), np.random.rand(3)
             return out
 
-    b = Made(tmp_path / "b", net=net(0.5), noise=0.5, task=Greedy(("0", "1", "2"), "cross_entropy", False))
+    b = Made(tmp_path / "b", net=net(0.5), noise=0.5, task=Greedy(("0", "1", "2"), "cross_entropy", False, ROW))
     torch.manual_seed(99)
     torch.rand(1000)
     b.run()
@@ -322,7 +335,7 @@ class Scripted(Classify):
     """Its validation accuracy follows a script; the weights at each look are kept. `then` is done at look number `at`."""
 
     def __init__(self, script: list[float], at: int = 0, then=lambda: None) -> None:
-        super().__init__(("0", "1", "2"), "cross_entropy", False)
+        super().__init__(("0", "1", "2"), "cross_entropy", False, ROW)
         self.script, self.seen, self.at, self.then = list(script), [], at, then
 
     def figures(self, sums):
@@ -451,6 +464,88 @@ def test_validation_zero_through_the_whole_command(tmp_path, quick):
     assert model.results["best_step"] == model.results["steps"] == 2 * math.ceil(model.facts["parts"]["train"] / 64)
 
 
+# --- the running average --------------------------------------------------------------------------------------------------------
+
+
+def test_the_running_average_by_hand():
+    kept = {"w": torch.tensor([1.0, 2.0]), "h": torch.tensor([4.0], dtype=torch.float64), "n": torch.tensor(3)}
+    now = {"w": torch.tensor([2.0, -2.0]), "h": torch.tensor([0.0], dtype=torch.float64), "n": torch.tensor(4)}
+    average(kept, now, 0.75, torch.tensor(1.0))
+    assert kept["w"].tolist() == [1.25, 1.0] and kept["h"].tolist() == [3.0] and kept["n"] == 4
+    average(kept, now, 0.0, torch.tensor(1.0))
+    assert kept["w"].tolist() == [2.0, -2.0]
+
+
+def test_the_running_average_stays_where_a_step_was_bad():
+    kept, before = {"w": torch.tensor([1.0, 2.0])}, torch.tensor([1.0, 2.0])
+    average(kept, {"w": torch.tensor([7.0, 8.0])}, 0.5, torch.tensor(0.0))
+    assert torch.equal(kept["w"], before)
+
+
+def test_the_average_is_judged_and_kept_and_steers_no_step(tmp_path):
+    """Its memory grows with the steps done, (1 + t) / (10 + t), up to train.ema; the steps are those of a run without."""
+    config = {"steps": None, "epochs": 3, "select": "last"}
+    task, plain = Scripted([0.5] * 3), Made(tmp_path / "plain", validation=False, config=config)
+    made = Made(tmp_path / "ema", task=task, config={**config, "ema": 0.4})
+    with pytest.MonkeyPatch.context() as patch:
+        live, act = [], loops.step
+
+        def stepping(job, state, chunks, place):
+            norm = act(job, state, chunks, place)
+            live.append(weights(job.nets["net"]).clone())
+            return norm
+
+        patch.setattr(loops, "step", stepping)
+        told = [[e for e in m.run() if e["kind"] == "step"] for m in (plain, made)]
+    assert told[0] == told[1] and all(map(torch.equal, live[:15], live[15:]))
+    kept, wanted = weights(net()), []
+    for t, now in enumerate(live[15:]):
+        memory = min(0.4, (1 + t) / (10 + t))
+        kept = memory * kept + (1 - memory) * now
+        wanted.append(kept)
+    torch.testing.assert_close(torch.stack(task.seen), torch.stack(wanted[4::5]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(made.net), wanted[-1], rtol=1e-5, atol=1e-6)
+    assert (weights(made.net) - live[-1]).norm() > 1e-3  # not the last weights themselves
+
+
+def test_the_best_average_comes_back(tmp_path):
+    task = Scripted(SCRIPT)
+    made = Made(tmp_path, task=task, config={"steps": None, "epochs": 6, "ema": 0.9})
+    made.run()
+    assert torch.equal(weights(made.net), task.seen[4])  # 0.9
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_the_average_survives_a_stop(at, tmp_path):
+    """Stopped at the end of an epoch and gone on with a fresh net: the same average, the same log, to the bit."""
+    config = {"steps": None, "epochs": 4, "ema": 0.9, "select": "last"}
+    whole = Made(tmp_path / "whole", net=net(0.3, True), config=config)
+    told, run = whole.run(), Run(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    made = Made(tmp_path / "run", net=net(0.3, True), task=Scripted([0.5] * 4, at, lambda: setattr(run, "stop", "SIGTERM")), config=config)
+    with pytest.raises(UserError, match="everything done so far is saved"):
+        loop(made.job(), run)
+    made = Made(tmp_path / "run", net=net(0.3, True), config=config)
+    found = made.run()
+    assert equal(made.net, whole.net)
+    assert [e for e in found if e["kind"] == "step"] == [e for e in told if e["kind"] == "step"]
+
+
+def test_a_bad_step_leaves_the_average_alone(tmp_path):
+    bad = poisoned_at(int(Shuffled(80, 16, 0).ids(0, 1)[0][0]), math.nan)
+    made = Made(tmp_path / "run", store=bad, net=net(norm=True), config={"ema": 0.9})
+    job = made.job()
+    (tmp_path / "run").mkdir()
+    state, _place = start(job, Run(tmp_path / "run"))
+    step(job, state, job.train.step(job.order, 0, 0, 1, 16, torch.tensor(0)), Place(0, 0, 0))
+    before = {k: t.clone() for k, t in state.ema.items()}
+    assert {f"ema/{k}" for k in before} <= state.tensors().keys()
+    assert not torch.equal(before["net/0.weight"], net(norm=True)[0].weight)  # the good step moved it
+    for n in (1, 2):  # the bad one, and a good one, which is no longer applied
+        step(job, state, job.train.step(job.order, 0, n, 1, 16, torch.tensor(0)), Place(n, 0, n))
+    assert int(state.bad_step) == 1 and all(torch.equal(t, before[k]) for k, t in state.ema.items())
+
+
 # --- a bad number ends it -------------------------------------------------------------------------------------------------------
 
 
@@ -499,7 +594,7 @@ def test_a_gradient_that_is_not_finite_with_a_finite_loss(tmp_path):
             bias = nets["net"][-1].bias
             return total + ((bias - bias.detach()).abs().sqrt().sum() if 7 in chunk.ids else 0), carry, told
 
-    made = Made(tmp_path / "bad", task=Steep(("0", "1", "2"), "cross_entropy", False), optim=SgdConfig(lr=0.1))
+    made = Made(tmp_path / "bad", task=Steep(("0", "1", "2"), "cross_entropy", False, ROW), optim=SgdConfig(lr=0.1))
     fault, bad = ends(made)
     order = Shuffled(80, 16, 0)
     assert bad == 1 + next(n for n in range(5) if 7 in order.ids(0, n)[0])

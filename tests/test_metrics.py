@@ -1,6 +1,8 @@
 """Figures against scikit-learn; sums add over any cutting; fillers change nothing; intervals against worked examples."""
 
+import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ from sklearn import metrics as sk
 import torch
 from torch import nn
 
-from cloche.data.chunk import Chunk
+from cloche.config import Port, RecipeError
+from cloche.data.chunk import Chunk, Part
+from cloche.data.table import Table
 from cloche.tasks import TASKS
 from cloche.tasks.classify import Classify
 from cloche.tasks.metrics import mean, per_class, share
@@ -17,6 +21,7 @@ from cloche.tasks.regress import Regress
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+ROW = Port("vector", (4,))
 NETS = {"net": nn.Identity()}  # the rows' columns are the logits
 
 
@@ -46,24 +51,24 @@ def cases():
     logits = g.normal(size=(n, k)) * 2
     logits[:, 3] = -9  # class 3 is never predicted, class 4 is
     logits[np.arange(n), label] += 1
-    out["classes"] = Classify(tuple("abcdef"), "cross_entropy", False), logits, label
+    out["classes"] = Classify(tuple("abcdef"), "cross_entropy", False, ROW), logits, label
     short = logits[:, :5].copy()
     short[:, 4] = -9
     kept = label < 4
-    out["a class neither there nor said"] = Classify(tuple("abcde"), "cross_entropy", False), short[kept], label[kept]
+    out["a class neither there nor said"] = Classify(tuple("abcde"), "cross_entropy", False, ROW), short[kept], label[kept]
     yes = (g.random(n) < 0.3).astype(np.int64)
-    out["yes or no"] = Classify(("no", "yes"), "bce", False), g.normal(size=(n, 1)) + yes[:, None], yes
+    out["yes or no"] = Classify(("no", "yes"), "bce", False, ROW), g.normal(size=(n, 1)) + yes[:, None], yes
     many = (g.random((n, 4)) < [0.5, 0.2, 0.05, 0.0]).astype(np.float32)  # the last label never occurs
     said = g.normal(size=(n, 4)) + 2 * many
     said[:, 2] = -3  # and the third is never said
-    out["labels"] = Classify(tuple("wxyz"), "bce", True), said, many
+    out["labels"] = Classify(tuple("wxyz"), "bce", True, ROW), said, many
     silent = said.copy()
     silent[:, 3] = -3
-    out["a label neither there nor said"] = Classify(tuple("wxyz"), "bce", True), silent, many
+    out["a label neither there nor said"] = Classify(tuple("wxyz"), "bce", True, ROW), silent, many
     y = g.normal(size=(n, 1)).astype(np.float32) * 3 + 7
-    out["number"] = Regress(1), y + g.normal(size=(n, 1)), y
+    out["number"] = Regress(ROW, 1), y + g.normal(size=(n, 1)), y
     y = g.normal(size=(n, 3)).astype(np.float32) * [1, 2, 5]
-    out["numbers"] = Regress(3), y + g.normal(size=(n, 3)), y.astype(np.float32)
+    out["numbers"] = Regress(ROW, 3), y + g.normal(size=(n, 3)), y.astype(np.float32)
     return {name: (task, np.float32(outputs), wanted) for name, (task, outputs, wanted) in out.items()}
 
 
@@ -242,22 +247,31 @@ def test_the_interval_of_a_mean_by_hand():
     assert (figure.value, figure.low, figure.high, figure.n) == pytest.approx((4, 4 - half, 4 + half, 4))
 
 
+def baseline(task, judged, train):
+    """The one baseline of labels: its figure and name. What is known of the training part goes through JSON, as in a run folder."""
+    labels = Table({"label": np.concatenate([judged, train])})
+    parts = [Part(name, labels, ids, None) for name, ids in (("test", np.arange(len(judged))), ("train", np.arange(len(judged), labels.n)))]
+    known = json.loads(json.dumps(task.known(parts[1])))
+    ((answer, figure),) = task.baselines(known, parts[0], None).items()
+    assert task.baselines(known, *parts) == {answer: figure}
+    return figure, answer
+
+
 def test_baselines_by_hand():
-    task = Classify(("a", "b", "c"), "cross_entropy", False)
-    figure, answer = task.baseline(np.array([1, 1, 2, 0, 1]), np.array([2, 1, 1, 0, 1, 2]))
-    assert (figure, answer) == (share(3, 5), "b")
-    assert task.baseline(np.array([0, 0]), np.array([2, 2, 1]))[0].value == 0  # the training part decides, not the judged one
-    many = Classify(("a", "b"), "bce", True)
+    task = Classify(("a", "b", "c"), "cross_entropy", False, ROW)
+    assert baseline(task, np.array([1, 1, 2, 0, 1]), np.array([2, 1, 1, 0, 1, 2])) == (share(3, 5), 'always answering "b"')
+    assert baseline(task, np.array([0, 0]), np.array([2, 2, 1]))[0].value == 0  # the training part decides, not the judged one
+    many = Classify(("a", "b"), "bce", True, ROW)
     train = np.array([[1, 0], [1, 1], [1, 1], [0, 0]], np.float32)
-    assert many.baseline(np.array([[1, 1], [1, 0], [1, 1]], np.float32), train) == (share(2, 3), "a, b")
-    assert many.baseline(np.zeros((2, 2), np.float32), np.zeros((3, 2), np.float32)) == (share(2, 2), "–")
-    figure, answer = Regress(1).baseline(np.array([[1.0], [3.0]]), np.array([[0.0], [4.0]]))
-    assert (figure.value, answer) == (1.0, "2")
+    assert baseline(many, np.array([[1, 1], [1, 0], [1, 1]], np.float32), train) == (share(2, 3), 'always answering "a, b"')
+    assert baseline(many, np.zeros((2, 2), np.float32), np.zeros((3, 2), np.float32)) == (share(2, 2), 'always answering "–"')
+    figure, answer = baseline(Regress(ROW, 1), np.array([[1.0], [3.0]], np.float32), np.array([[0.0], [4.0]], np.float32))
+    assert (figure.value, answer) == (1.0, 'always answering "2"')
     assert figure == mean(2.0, 2.0, 2)
 
 
 def test_a_constant_target_has_no_r2():
-    task = Regress(1)
+    task = Regress(ROW, 1)
     found = task.figures(measured(task, chunk([[1.0], [2.0]], [[3.0], [3.0]])))
     assert "r2" not in found and found["mse"].value == 2.5
 
@@ -283,20 +297,33 @@ def test_per_class_figures_of_a_worked_example():
     ],
 )
 def test_auto_chooses_the_loss_and_the_width_of_the_net(asked, outputs, multi, wanted, width):
-    config = TASKS["classify"](loss=asked).resolve(outputs, multi)
+    facts = {"labels": list("abcd"[:outputs]), "multi": multi, "outputs": outputs}
+    config = TASKS["classify"](loss=asked).resolve(facts)
     assert config.loss == wanted
-    assert config.build(tuple("abcd"[:outputs]), outputs, multi).outputs.shape == (width,)
+    inputs, gives = config.build(SimpleNamespace(port=ROW), facts).ports["net"]
+    assert (inputs, gives.shape) == (ROW, (width,))
 
 
-def test_several_labels_with_cross_entropy_are_refused():
-    with pytest.raises(ValueError, match="several labels at once need task.loss = bce"):
-        TASKS["classify"](loss="cross_entropy").build(("a", "b"), 2, True)
+@pytest.mark.parametrize("loss, labels, multi, fits", [("cross_entropy", "ab", True, "bce"), ("bce", "abc", False, "cross_entropy")])
+def test_a_loss_that_is_not_for_these_labels_is_refused(loss, labels, multi, fits):
+    """Several labels with cross-entropy, one class of three with bce."""
+    with pytest.raises(RecipeError, match="bce is for two classes or several labels at once") as caught:
+        TASKS["classify"](loss=loss).resolve({"labels": list(labels), "multi": multi})
+    (fault,) = caught.value.faults
+    assert (fault.key, fault.do) == (f'task.loss = "{loss}"', f'"{fits}"')
+
+
+def test_a_task_for_other_labels_is_refused():
+    with pytest.raises(RecipeError, match="the labels of this data are numbers"):
+        TASKS["classify"]().resolve({"labels": [], "multi": False})
+    with pytest.raises(RecipeError, match="the labels of this data are classes"):
+        TASKS["regress"]().resolve({"labels": ["a", "b"]})
 
 
 def test_two_classes_by_either_loss_agree():
     """log-loss of one logit z equals cross-entropy of (0, z)."""
     _task, outputs, label = CASES["yes or no"]
-    one, two = Classify(("no", "yes"), "bce", False), Classify(("no", "yes"), "cross_entropy", False)
+    one, two = Classify(("no", "yes"), "bce", False, ROW), Classify(("no", "yes"), "cross_entropy", False, ROW)
     a = one.figures(measured(one, chunk(outputs, label)))
     b = two.figures(measured(two, chunk(np.hstack([0 * outputs, outputs]), label)))
     assert a.keys() == b.keys()
@@ -306,4 +333,4 @@ def test_two_classes_by_either_loss_agree():
 def test_a_chunk_without_an_input_names_what_it_has():
     c = chunk([[1.0]], [[1.0]])
     with pytest.raises(KeyError, match=r"found \['label'\]"):
-        Regress(1).loss(NETS, Chunk({"label": c.data["label"]}, c.ids, c.at, c.weight, c.draw, False), None)
+        Regress(ROW, 1).loss(NETS, Chunk({"label": c.data["label"]}, c.ids, c.at, c.weight, c.draw, False), None)

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def built(config, inputs, classes=3, seed=0, double=True):
     torch.manual_seed(seed)
-    net = config.build(inputs, Port("vector", (classes,), classes)).train()
+    net = config.build(inputs, Port("vector", (classes,), classes), config.faces[0]).train()
     for norm in (m for m in net.modules() if isinstance(m, BatchNorm)):  # as after some training, not 0 and 1
         for t in (norm.weight, norm.running_var):
             nn.init.uniform_(t, 0.5, 2)
@@ -67,7 +67,7 @@ def test_the_built_net_has_the_parameters_of_the_primers_ledger(name, sets, clas
     recipe = parse(change(raw, {"data.source": "digits", **sets}))
     with torch.device("meta"):
         net = recipe.net.build(
-            Port("image", (recipe.data.channels, recipe.data.pixels, recipe.data.pixels)), Port("vector", (classes,), classes)
+            Port("image", (recipe.data.channels, recipe.data.pixels, recipe.data.pixels)), Port("vector", (classes,), classes), "maps"
         )
     assert {
         layer: sum(p.numel() for p in module.parameters()) for layer, module in net.named_children() if list(module.parameters())
@@ -197,7 +197,7 @@ def test_dropout_is_off_in_evaluation_and_drops_its_share_in_training(config, in
         torch.testing.assert_close(after[kept], before[kept] / (1 - config.dropout))
     net.eval()
     torch.testing.assert_close(net(x), net(x), rtol=0, atol=0)
-    by_hand = type(config)(**{**config.model_dump(), "dropout": 0.0}).build(inputs, Port("vector", (3,), 3)).double()
+    by_hand = type(config)(**{**config.model_dump(), "dropout": 0.0}).build(inputs, Port("vector", (3,), 3), "maps").double()
     by_hand.load_state_dict(net.state_dict())
     assert torch.equal(net(x), by_hand(x))
 
@@ -347,18 +347,13 @@ def test_a_shifted_picture_gives_shifted_maps_but_not_a_shifted_answer():
 )
 def test_a_stage_that_leaves_nothing_is_named(keys, side, stage):
     with pytest.raises(ValueError, match=f"stage {stage} of net.stages leaves nothing of a picture with {side} pixels a side"):
-        CnnConfig(**keys).build(Port("image", (3, side, side)), Port("vector", (3,), 3))
+        CnnConfig(**keys).build(Port("image", (3, side, side)), Port("vector", (3,), 3), "maps")
 
 
 def test_the_smallest_picture_that_a_net_allows_goes_through():
     config = CnnConfig(stages=((4,), (4,), (4,)), hidden=5)
     assert config.sides(8) == [4, 2, 1]
     assert built(config, Port("image", (1, 8, 8)))(torch.zeros(2, 1, 8, 8, dtype=torch.float64)).isfinite().all()
-
-
-def test_a_cnn_of_columns_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"net.kind = cnn needs pictures; this data is a vector of \(4,\)"):
-        CnnConfig().build(Port("vector", (4,)), Port("vector", (3,), 3))
 
 
 # ---- learning and keeping

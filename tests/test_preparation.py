@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from cloche import rng
 from cloche.build import open_data
+from cloche.data.kinds import KINDS
 from cloche.data.order import Shuffled
-from cloche.data.prepare import PREPARES
 from cloche.errors import UserError
 from cloche.recipe import change, find, parse
 from cloche.use.model import Model
@@ -147,7 +147,7 @@ def test_training_evaluation_and_prediction_see_the_same_bits(folder, keys):
         for chunk in data.part("train").step(order, 0, index, 3, 10, rng.draw(0, 0)):
             assert chunk.train
             assert all(torch.equal(wanted[row], x) for row, x in zip(chunk.ids.tolist(), chunk.data["image"], strict=True))
-    kept = PREPARES["pictures"].model_validate_json(prepare.model_dump_json())  # as a later verb reads it from the run folder
+    kept = KINDS["pictures"].prepare.model_validate_json(prepare.model_dump_json())  # as a later verb reads it from the run folder
     encoded = [kept.encode(folder / name) for name in names]
     differ = [name for row, name in enumerate(names) if not torch.equal(inputs_of(recipe, kept, encoded[row : row + 1])[0], wanted[row])]
     assert not differ, f"alone: {differ}"
@@ -253,7 +253,7 @@ def test_columns_are_scaled_by_numpys_mean_and_deviation_of_the_training_part(na
     np.testing.assert_allclose(data.prepare.std, train.std(0), atol=1e-12)
     x = data.part("test").take([0, 1, 2])
     np.testing.assert_allclose(x.data["columns"], (columns[data.rows["test"][:3]] - train.mean(0)) / train.std(0), atol=1e-6)
-    kept = PREPARES["columns"].model_validate_json(data.prepare.model_dump_json())
+    kept = KINDS["columns"].prepare.model_validate_json(data.prepare.model_dump_json())
     model = Model(Path(), None, {}, {}, kept, None, None, CPU)
     for ways in (
         lambda row: row,

@@ -14,7 +14,9 @@ import torch
 
 from cloche import cli
 from cloche.config import ALIASES, RecipeError, keys_of
+from cloche.data.read.builtin import BUILTIN
 from cloche.errors import WRONG_INPUT
+from cloche.nets import NETS
 from cloche.recipe import SINGLE, TABLES, change, find, parse, parse_set, schema, shipped
 
 HEAD = "The recipe has one fault; nothing was started."
@@ -56,7 +58,7 @@ def test_a_slip_of_the_pen(refused):
     assert refused("train", "digits", *sets("optim.lerning_rate=0.01", "net.kind=cn")) == (
         "The recipe has 2 faults; nothing was started.\n"
         "  optim.lerning_rate   no such key   → optim.lr   (the learning rate, now 0.001)\n"
-        '  net.kind = "cn"      no such net   → "cnn"      (also mlp: cloche list nets)\n'
+        f'  net.kind = "cn"      no such net   → "cnn"      (also {", ".join(k for k in NETS if k != "cnn")}: cloche list nets)\n'
         "Try:  cloche train digits --set optim.lr=0.01 --set net.kind=cnn\n"
     )
 
@@ -205,11 +207,11 @@ def test_the_order_of_set_does_not_matter():
 # --- what only the data can tell ------------------------------------------------------------------------------------------------
 
 IMPOSSIBLE = [
-    ("spirals", sets("net.kind=cnn"), r"net\.kind = cnn needs pictures; this data is a vector of \(2,\)\. Choose mlp"),
+    ("spirals", sets("net.kind=cnn"), r"does not fit the task classify on data of the kind columns.*mlp"),
     ("digits", sets("data.pixels=6", "net.stages=[[4],[4],[4]]"), r"stage 3 of net\.stages leaves nothing of a picture with 6 pixels"),
     ("digits", sets("task.kind=regress"), r'task\.kind = "regress"   the labels of this data are classes   → "classify"'),
     ("curve", sets("task.kind=classify"), r'task\.kind = "classify"   the labels of this data are numbers   → "regress"'),
-    ("spirals", sets("task.kind=own", "task.name=x"), r'task\.kind = "own"   is for cloche\.fit in Python   → "classify"'),
+    ("spirals", sets("task.kind=own", "task.name=x"), r'task\.kind = "own"   is for cloche\.fit in Python   → classify, regress'),
     ("spirals", sets("net.widths=[1000000000000]"), r"allocate 8000000000000 bytes.*→ make the net smaller"),
     ("spirals", sets("net.norm=batch", "train.batch=1"), r"train\.batch = 1   batch normalisation needs at least two rows"),
 ]
@@ -264,7 +266,7 @@ FILES = {
     "nested": (b"a = " + b"[" * 5000, r"my\.toml is not a recipe: maximum recursion depth", "a recipe is a TOML file"),
     "empty": (b"", r"the recipe my is of another format\n  format = 1 expected, None found", "write format = 1 into its first line"),
     "newer": (GOOD.replace("= 1", "= 2", 1).encode(), r"another format\n  format = 1 expected, 2 found", "Update cloche."),
-    "no tables": (b"format = 1\n", r"net\.kind +is missing +→ cnn, mlp: cloche list nets", "train.epochs"),
+    "no tables": (b"format = 1\n", rf"net\.kind +is missing +→ {', '.join(NETS)}: cloche list nets", "train.epochs"),
     "no source": (
         GOOD.replace('source = "spirals"', "").encode(),
         r"data\.source +is missing +→ set it: --set data\.source=…",
@@ -283,7 +285,7 @@ def test_a_recipe_file_that_is_none(name, refused):
 
 def test_a_recipe_file_that_is_missing_or_a_folder(refused):
     told = refused("train", "my.toml")
-    assert "there is no file my.toml" in told and "the shipped recipes are curve, digits" in told
+    assert "there is no file my.toml" in told and f"the shipped recipes are {', '.join(shipped())}" in told
     Path("my.toml").mkdir()
     assert re.search(r"my\.toml is not a recipe: .*[Dd]irectory", refused("train", "my.toml"))
 
@@ -299,7 +301,7 @@ def test_a_shipped_recipe_is_itself_through_toml(name, monkeypatch):
 
 
 def kind_of(source: str) -> str:
-    return "columns" if source in ("spirals", "curve") else "pictures"
+    return BUILTIN[source][0] if source in BUILTIN else "pictures"
 
 
 def floats(low: float, high: float, **more: bool) -> st.SearchStrategy[float]:

@@ -133,6 +133,11 @@ def mlp(tmp_path_factory):
     return Place(tmp_path_factory.mktemp("mlp"), MLP)
 
 
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("averaged"), MLP + "ema = 0.95\n")
+
+
 # --- real processes, really killed ----------------------------------------------------------------------------------------------
 
 
@@ -254,14 +259,25 @@ def test_stopped_at_any_step(mlp, at, tmp_path):
     assert bits(tmp_path / "run") == bits(mlp.whole)
 
 
+@pytest.mark.parametrize("at", [1, 13, 20, 39], ids=["first step", "inside an epoch", "end of an epoch", "last step but one"])
+def test_a_running_average_goes_on_where_it_was(averaged, mlp, at, tmp_path):
+    """train.ema is part of the state: what is kept, and what selection looked at, to the bit."""
+    assert sha(averaged.whole / "model.safetensors") != sha(mlp.whole / "model.safetensors")
+    stopped_at(averaged, tmp_path / "run", at)
+    assert cli.run(averaged.command(tmp_path / "run")) == 0
+    assert bits(tmp_path / "run") == bits(averaged.whole)
+
+
 def test_what_was_measured_is_read_not_measured_again(mlp, tmp_path):
     """Number format and layout are tried once, before the first step, and stand in recipe.toml."""
     out, command = tmp_path / "run", mlp.command(tmp_path / "run", "--set", "train.precision=auto", "--set", "train.layout=auto")
     with saving_every(EVERY) as patch:
+        patch.setattr(use_train, "threads_for", lambda flops, threads: threads)  # a net this small is not worth a trial
         patch.setattr(use_train, "trial", lambda *given: (Precision("fp32", "channels_last"), {"fp32 channels_last": 0.1}))
         acting(patch, 13, lambda: signal.raise_signal(signal.SIGTERM))
         assert cli.run(command) == STOPPED
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(use_train, "threads_for", lambda flops, threads: threads)
         patch.setattr(use_train, "trial", lambda *given: pytest.fail("it measures again"))
         assert cli.run(command) == 0
     assert 'layout = "channels_last"' in (out / "recipe.toml").read_text() and 'precision = "fp32"' in (out / "recipe.toml").read_text()
@@ -315,7 +331,7 @@ def test_a_crash_at_every_write_of_a_run(mlp, tmp_path):
 @pytest.mark.parametrize("fault", [RuntimeError("out of luck"), "SIGTERM"], ids=["crash", "signal"])
 def test_a_fault_in_the_final_evaluation_costs_no_training(mlp, fault, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a fault of ours leaves its trace in the working folder
-    out, measure = tmp_path / "run", use_train.evaluate
+    out, measure = tmp_path / "run", use_train.judged
 
     def failing(*given, **named):
         if isinstance(fault, Exception):
@@ -323,13 +339,13 @@ def test_a_fault_in_the_final_evaluation_costs_no_training(mlp, fault, tmp_path,
         signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(use_train, "evaluate", failing)
+        patch.setattr(use_train, "judged", failing)
         assert cli.run(mlp.command(out)) == (FAILED if isinstance(fault, Exception) else STOPPED)
     assert steps_saved(out) == [40]
     with pytest.MonkeyPatch.context() as patch:
         for at in range(1, 41):
             acting(patch, at, lambda: pytest.fail("it trains again"))
-        assert use_train.evaluate is measure
+        assert use_train.judged is measure
         assert cli.run(mlp.command(out)) == 0
     assert bits(out) == bits(mlp.whole)
 

@@ -10,9 +10,10 @@ import torch
 
 from cloche import rng
 from cloche.data.chunk import Part
-from cloche.data.order import Shuffled
+from cloche.data.order import ByTokens, Lanes, Shuffled
 from cloche.data.read.examples import NONE, TEST, TRAIN, VALIDATION
 from cloche.data.split import check_classes, split, twins
+from cloche.data.table import on_grid
 from cloche.errors import UserError
 
 PARTS = ("train", "validation", "test")
@@ -24,7 +25,7 @@ def digests(contents):
     return np.stack(rows)
 
 
-def parted(contents, label, given_parts=None, validation=0.1, test=0.2, fold=0):
+def parted(contents, label, given_parts=None, validation=0.1, test=0.2, fold=0, in_order=False):
     n = len(label)
     return split(
         digests(contents),
@@ -33,6 +34,7 @@ def parted(contents, label, given_parts=None, validation=0.1, test=0.2, fold=0):
         validation,
         test,
         fold,
+        in_order,
     )
 
 
@@ -236,10 +238,17 @@ def test_orders_are_pure_and_differ_between_epochs_and_seeds():
 class Plain:
     """A store whose rows are their own numbers, and a preparation that does nothing."""
 
-    n = 1000
+    n, lengths, running = 1000, None, False
+    fields = {"columns": torch.arange(1000)}
+
+    def to(self, device):
+        return self
 
     def rows(self, ids):
         return {"columns": torch.from_numpy(np.asarray(ids))}
+
+    def name(self, i):
+        return str(i)
 
     def device(self, chunk):
         return chunk
@@ -273,3 +282,167 @@ def test_evaluation_reads_every_row_of_a_part_once_in_its_own_order(batch, fill)
     seen = [(c.ids[c.weight > 0].tolist(), c.train) for c in Part("test", Plain(), own, Plain(), fill=fill).once(batch)]
     assert [i for ids, _train in seen for i in ids] == own.tolist()
     assert not any(train for _ids, train in seen)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 200), min_size=1, max_size=120),
+    batch=st.integers(1, 40),
+    seed=st.integers(0, 2**31 - 1),
+    epoch=st.integers(0, 50),
+)
+@example(lengths=[1] * 50 + [200], batch=4, seed=0, epoch=0)
+@example(lengths=[8] * 5, batch=1, seed=0, epoch=3)
+@example(lengths=[8] * 9, batch=4, seed=0, epoch=3)
+@example(lengths=[3], batch=8, seed=0, epoch=0)
+def test_by_tokens_every_row_once_and_no_step_above_its_budget(lengths, batch, seed, epoch):
+    order = ByTokens(np.array(lengths), batch, seed)
+    cost = np.array([on_grid(n) for n in lengths])
+    steps = [order.ids(epoch, i) for i in range(order.steps(epoch))]
+    assert sorted(np.concatenate([ids for ids, _first in steps]).tolist()) == list(range(len(lengths)))
+    assert order.steps(epoch) == order.steps(0) == order.steps(epoch + 1)
+    places = sorted((first, len(ids)) for ids, first in steps)  # positions of an epoch: no gap, none twice
+    assert [first for first, _n in places] == np.cumsum([0, *(n for _first, n in places)])[:-1].tolist()
+    for ids, first in steps:
+        assert len(ids) > 1 or len(lengths) == 1
+        fewest = 2 + (len(ids) == 3 and first + 3 == len(lengths))  # the longest row would stand alone: it joins the two before it
+        assert cost[ids].max() * len(ids) <= batch * cost.mean() or len(ids) <= fewest
+
+
+def test_by_tokens_keeps_like_lengths_together_and_is_pure():
+    lengths = np.random.default_rng(0).integers(1, 200, 500)
+    order = ByTokens(lengths, 16, 7)
+    steps = {(e, i): order.ids(e, i) for e in range(3) for i in range(order.steps(e))}
+    for (e, i), (ids, first) in reversed(steps.items()):  # in any order, from the same or a fresh object
+        for again in (order.ids(e, i), ByTokens(lengths, 16, 7).ids(e, i)):
+            np.testing.assert_array_equal(again[0], ids)
+            assert again[1] == first
+    padded = sum(on_grid(int(lengths[ids].max())) * len(ids) for ids, _first in steps.values()) / 3
+    assert padded < 1.05 * sum(on_grid(int(n)) for n in lengths)  # hardly any filler
+    assert padded < 0.65 * 500 * on_grid(int(lengths.max()))
+    whole = [np.concatenate([steps[e, i][0] for i in range(order.steps(e))]) for e in range(3)]
+    whole.append(np.concatenate([ByTokens(lengths, 16, 8).ids(0, i)[0] for i in range(order.steps(0))]))
+    means = np.array([[lengths[order.ids(e, i)[0]].mean() for i in range(order.steps(e))] for e in range(40)])
+    follows = [np.corrcoef(m, np.arange(len(m)))[0, 1] for m in means]
+    assert abs(np.mean(follows)) < 0.1  # the steps are shuffled: not short ones first
+    for a in range(4):
+        for b in range(a):
+            assert np.count_nonzero(whole[a] == whole[b]) < 25
+    first, second = ({frozenset(steps[e, i][0].tolist()) for i in range(order.steps(e))} for e in (0, 1))
+    assert len(first & second) < 5  # other rows meet in a step
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 200), batch=st.integers(1, 40))
+@example(n=10, batch=4)
+@example(n=9, batch=8)
+def test_lanes_read_on_where_they_were_and_end_in_fillers(n, batch):
+    order = Lanes(n, batch)
+    steps = [order.ids(3, i) for i in range(order.steps(3))]
+    each = -(-n // min(batch, n))
+    count = -(-n // each)  # lanes: none without a row
+    assert len({len(ids) for ids, _first in steps}) == 1 and len(steps[0][0]) == count <= batch  # one shape
+    lanes = np.stack([ids for ids, _first in steps], 1)  # (lanes, steps)
+    assert sorted(lanes[lanes >= 0].tolist()) == list(range(n))
+    for lane in lanes:
+        real = lane[lane >= 0]
+        assert (lane[: len(real)] == real).all() and (np.diff(real) == 1).all()
+    assert (lanes[:, 0] >= 0).all() and order.steps(0) == order.steps(3) == each
+    assert [first for _ids, first in steps] == [i * count for i in range(len(steps))]
+    np.testing.assert_array_equal(order.ids(0, 0)[0], order.ids(3, 0)[0])  # every epoch alike
+
+
+def test_lanes_by_hand():
+    """Ten rows in four lanes of three: the last lane holds one row and waits."""
+    assert [Lanes(10, 4).ids(0, i)[0].tolist() for i in range(3)] == [[0, 3, 6, 9], [1, 4, 7, -1], [2, 5, 8, -1]]
+
+
+def assert_lanes(chunks, own):
+    """Every row once, each lane in order and without a gap, what has ended marked as a filler; returns the number of lanes."""
+    real = [c.weight > 0 for c in chunks]
+    assert sorted(i for c, r in zip(chunks, real, strict=True) for i in c.ids[r].tolist()) == sorted(own.tolist())
+    assert [c.fillers for c in chunks] == [bool((~r).any()) for r in real]
+    (lanes,) = {len(c.ids) for c in chunks}
+    assert torch.cat([c.at for c in chunks]).tolist() == list(range(len(chunks) * lanes))
+    where = {row: i for i, row in enumerate(own.tolist())}
+    for before, after, goes_on in zip(chunks, chunks[1:], real[1:], strict=False):
+        assert not (goes_on & (before.weight == 0)).any()  # what has ended does not begin again
+        follows = [where[b] - where[a] for a, b in zip(before.ids[goes_on].tolist(), after.ids[goes_on].tolist(), strict=True)]
+        assert follows == [1] * len(follows)
+    return lanes
+
+
+@pytest.mark.parametrize("n, batch", [(10, 4), (100, 8), (200, 8), (333, 7), (5, 1), (7, 7), (3, 50), (1, 3)])
+def test_a_carried_part_is_read_in_lanes_once(n, batch):
+    """Evaluation with a state: in lanes too, which are long, so that their cold starts count little."""
+    own = np.random.default_rng(n).permutation(1000)[:n]
+    part = Part("test", Plain(), own, Plain(), carried=True)
+    chunks = list(part.once(batch))
+    assert not any(c.train for c in chunks)
+    assert assert_lanes(chunks, own) <= min(batch, max(1, n // 16))
+
+
+@pytest.mark.parametrize("n, batch", [(10, 4), (9, 8), (12, 4), (5, 1), (7, 7), (3, 50)])
+def test_the_steps_of_a_carried_part_are_lanes(n, batch):
+    own = np.random.default_rng(n).permutation(1000)[:n]
+    part = Part("train", Plain(), own, Plain(), carried=True)
+    order = part.order(batch, 0)
+    assert isinstance(order, Lanes)
+    steps = [part.step(order, 2, k, 1, batch, rng.draw(0, 2)) for k in range(order.steps(2))]
+    assert all(len(chunks) == 1 and chunks[0].train for chunks in steps)
+    assert assert_lanes([chunks[0] for chunks in steps], own) == -(-n // -(-n // min(batch, n)))
+
+
+def test_the_order_of_a_part_follows_its_rows():
+    class Uneven(Plain):
+        lengths = np.arange(1000)
+
+    own = np.array([3, 900, 40])
+    assert isinstance(Part("train", Plain(), own, Plain()).order(2, 0), Shuffled)
+    order = Part("train", Uneven(), own, Plain()).order(2, 0)
+    assert isinstance(order, ByTokens) and order.cost.tolist() == [on_grid(n) for n in own]  # of the part's rows, not of the first ones
+    assert isinstance(Part("train", Uneven(), own, Plain(), carried=True).order(2, 0), Lanes)
+
+
+def test_the_head_of_a_chunk_is_its_first_rows():
+    part = Part("train", Plain(), np.arange(100, 110), Plain())
+    (whole,) = part.step(Shuffled(10, 10, 0), 0, 0, 1, 10, rng.draw(0, 0))
+    head = whole.head(3)
+    assert head.ids.tolist() == whole.ids[:3].tolist() and head.at.tolist() == [0, 1, 2] and head.weight.tolist() == [1, 1, 1]
+    assert {k: t.tolist() for k, t in head.data.items()} == {k: t[:3].tolist() for k, t in whole.data.items()}
+    assert torch.equal(head.draw, whole.draw) and head.train and len(whole.ids) == 10
+    assert len(whole.head(99).ids) == 10
+
+
+# ---- parts in order
+
+
+@pytest.mark.parametrize(
+    "n, validation, test, wanted", [(100, 0.1, 0.2, (70, 10, 20)), (10, 0.0, 0.25, (8, 0, 2)), (7, 0.3, 0.0, (5, 2, 0))]
+)
+def test_running_text_and_time_are_cut_as_they_stand(n, validation, test, wanted):
+    """The test part last, the validation part before it; twins and classes do not matter."""
+    rows = parted([i % 3 for i in range(n)], np.arange(n) % 2, validation=validation, test=test, in_order=True)
+    assert_cover(rows, n)
+    assert tuple(len(rows[p]) for p in PARTS) == wanted
+    assert np.concatenate([rows[p] for p in PARTS]).tolist() == list(range(n))
+
+
+@pytest.mark.parametrize("named", [[TRAIN] * 50 + [TEST] * 50, [TEST] * 50 + [NONE] * 50])
+def test_official_parts_are_kept_in_order_too(named):
+    """A share of the rest, not of the whole, is the validation part: the end of it."""
+    rows = parted(range(100), np.zeros(100, int), named, validation=0.2, in_order=True)
+    assert_cover(rows, 100)
+    assert rows["test"].tolist() == np.flatnonzero(np.array(named) == TEST).tolist()
+    assert tuple(len(rows[p]) for p in PARTS) == (40, 10, 50)
+    assert rows["validation"].min() > rows["train"].max()
+    named = np.array([TRAIN] * 6 + [VALIDATION] * 2 + [TEST] * 2)
+    rows = parted(range(10), np.zeros(10, int), named, in_order=True)
+    assert [rows[p].tolist() for p in PARTS] == [[*range(6)], [6, 7], [8, 9]]
+
+
+def test_folds_of_what_is_cut_in_order_are_refused():
+    with pytest.raises(UserError, match="cut in order, so there are no folds(.|\n)*data.fold = 1"):
+        parted(range(20), np.zeros(20, int), fold=1, in_order=True)
+    with pytest.raises(UserError, match="nothing is left to train on"):
+        parted(range(20), np.zeros(20, int), validation=0.5, test=0.5, in_order=True)
