@@ -12,7 +12,7 @@ endif
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-slow test-gpu recipes bench-primer words clean
+.PHONY: help demo test lint test-slow test-gpu recipes bench-primer bench-diffusion words clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -49,6 +49,9 @@ recipes: $(VENV)/.dev  ## every shipped recipe against its [expect]
 
 bench-primer: $(VENV)/.dev  ## the primer's job: cloche beside the script
 	$(BIN)/python benchmarks/primer.py --data $(DATA)/mnist
+
+bench-diffusion: $(VENV)/.dev  ## what the drawn digits of runs/digits-diffusion are worth
+	$(BIN)/python benchmarks/diffusion.py runs/digits-diffusion --out .bench/diffusion
 
 words: $(VENV)/.dev  ## extract the messages, update and compile the catalogues
 	$(BIN)/python lang/words.py

@@ -76,7 +76,7 @@ def written(catalogue: Catalog) -> bytes:
 def messages(catalogue: Catalog) -> list[tuple[list[str], list[str]]]:
     """What a catalogue says, without its header (which holds the minute it was made in)."""
     both = ((m.id, m.string) for m in catalogue if m.id)
-    return sorted(tuple([t] if isinstance(t, str) else [*t] for t in pair) for pair in both)
+    return sorted(tuple([t] if isinstance(t, str) else [*(t or [])] for t in pair) for pair in both)
 
 
 def faults(path: Path, catalogue: Catalog) -> list[str]:
