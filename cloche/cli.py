@@ -107,7 +107,7 @@ def parser() -> Parser:
     p.add_argument("prompt", nargs="?", default="", metavar="PROMPT")
     for name, text in GENERATE.items():
         p.add_argument(f"--{name}", metavar=name[0].upper(), help=text)
-    p = verb("explain", _("the layers of a recipe, or one training step of a run on one input"), _explain)
+    p = verb("explain", _("the layers of a recipe, or what happens inside a run on one input"), _explain)
     p.add_argument("what", metavar="RECIPE|RUN")
     p.add_argument(
         "input", nargs="?", metavar="INPUT", help=_("a file, or words or a row of numbers in quotes; else the first validation example")

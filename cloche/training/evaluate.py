@@ -55,5 +55,5 @@ def judge(nets: Nets, task: Any, part: Part, precision: Precision, batch: int, k
         total = {k: total[k] + v if k in total else v for k, v in sums.items()}
         if len(kept) < keep and hasattr(task, "truth"):
             rows = zip(chunk.ids.tolist(), task.truth(chunk), answers, strict=True)
-            kept += [{"name": part.store.name(i), "true": t, "answer": a["text"]} for i, t, a in rows][: keep - len(kept)]
+            kept += [{"name": part.store.name(i), "true": t, "answer": a} for i, t, a in rows][: keep - len(kept)]
     return total, kept

@@ -90,7 +90,8 @@ def curves(lines: dict[str, Any], across: str, up: str, dots: Any = (), faint: A
         dots: (x, y) of points in the hue of each line. faint: (x, y) drawn thin. level: a dashed horizontal. kept: a dotted vertical.
     """
     y = np.concatenate([np.asarray(y, float) for _x, y in [*lines.values(), *dots, *([faint] if faint else [])]])
-    figure, axes = new(2.5, across, up, log=bool(y.min() > 0 and y.max() > 30 * y.min()))
+    y = y[np.isfinite(y)]
+    figure, axes = new(2.5, across, up, log=bool(len(y) and y.min() > 0 and y.max() > 30 * y.min()))
     axes.grid(axis="y", lw=0.6)
     axes.xaxis.get_major_locator().set_params(integer=not dots)  # epochs are whole
     for where, rule, dash in ((level, axes.axhline, (4, 3)), (kept, axes.axvline, (1, 2))):

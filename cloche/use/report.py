@@ -251,7 +251,8 @@ def _wrong(wrong: list[dict[str, Any]], labels: list[str]) -> str:
 
 def _samples(samples: list[dict[str, Any]]) -> str:
     """What was asked, what ought to come out, and what came out."""
-    rows = [[s["name"], s["true"], s["answer"], "" if s["true"] == s["answer"] else "✗"] for s in samples]
+    said = [s["answer"]["text"] for s in samples]
+    rows = [[s["name"], s["true"], text, "" if s["true"] == text else "✗"] for s, text in zip(samples, said, strict=True)]
     return _table([_("example"), _("true"), _("answered"), ""], rows, "names")
 
 

@@ -39,7 +39,7 @@ def figures(model: Model, given: Any | None) -> tuple[dict[str, Any], list[str],
     lines += [_("steps back after which less than a hundredth of the gradient is left: {told}").format(told=" · ".join(told))]
     drawn = {k: (range(len(norms)), np.where(np.array(norms) > 1e-12, norms, np.nan)) for k, norms in reach.items()}
     titles = _("gates over time: dark 0, light 1; states red below zero, blue above"), _("how much of the gradient reaches so far back")
-    looks = dict(zip(titles, (maps(gates), curves(drawn, _("steps back"), _("gradient"))), strict=True))
+    looks = dict(zip(titles, (maps(gates), curves(drawn, _("steps back"), "")), strict=True))
     return {"gates": {k: v.mean(1).tolist() for k, v in gates.items()}, "gradient": reach, "reach": left}, lines, looks
 
 

@@ -8,7 +8,7 @@ import torch
 
 from cloche.use.draw import DIM, HUES, INK, new, styled
 from cloche.use.model import Model
-from cloche.words import _
+from cloche.words import _, number
 
 
 @styled
@@ -46,5 +46,5 @@ def figures(model: Model, given: Any | None) -> tuple[dict[str, Any], list[str],
         axes.xaxis.set_major_formatter(lambda v, _at: names[int(v)] if 0 <= v < len(names) else "")
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     title = _("what it foretells") if given is not None else _("what it foretells from three points in time, beside what came")
-    lines = [_("forecast   {values}").format(values=" ".join(f"{v:.4g}" for v in found[-1]))]
+    lines = [_("forecast   {values}").format(values=" ".join(number(v, 1) for v in found[-1]))]
     return {"forecast": found[-1].tolist()}, lines, {title: figure}

@@ -24,7 +24,8 @@ def figures(model: Model, given: Any | None) -> tuple[dict[str, Any], list[str],
     chunk = replace(chunk, data={k: chunk.data[k][:, : TOLD + 1] for k in ("tokens", "bytes")})
     tokens, bits = chunk.data["tokens"], model.task.bits(model.task.losses(model.nets, chunk)[0], chunk)[0]
     size, n = int(chunk.data["bytes"].sum()), int((chunk.data["bytes"] > 0).sum())
-    texts, costs = [model.prepare.decode([t]).decode(errors="replace") for t in tokens[0, : n + 1].tolist()], bits[:n].tolist()
+    shown, costs = lambda t: "<unk>" if t == model.task.unknown else model.prepare.decode([t]).decode(errors="replace"), bits[:n].tolist()
+    texts = list(map(shown, tokens[0, : n + 1].tolist()))
     rate, each = sum(costs) / max(size, 1), list(map(list, zip(texts[1:], costs, strict=True)))
     lines = [_("{rate} bits a byte over {n} tokens; the dearest:").format(rate=number(rate, 3), n=number(n))]
     lines += [f"  {number(cost, 1):>6}  {text!r}" for text, cost in sorted(each, key=lambda pair: -pair[1])[:8]]
