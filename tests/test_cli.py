@@ -95,7 +95,7 @@ def test_the_version(cloche):
 
 
 LISTS = {
-    "recipes": "digits               cnn   digits",
+    "recipes": "digits               cnn          digits",
     "nets": '[net] kind = "cnn"',
     "tasks": '[task] kind = "classify"',
     "data": "sets that need no download: digits, spirals, curve",

@@ -46,5 +46,5 @@ def _recipes() -> tuple[Any, str]:
         _word, raw = find(f"recipe:{name}", None)
         found[name] = {"net": raw["net"]["kind"], "data": raw["data"]["source"], "expect": raw.get("expect", {})}
     about = _("about {s} s")
-    rows = [f"  {n:<20} {r['net']:<5} {r['data']:<15} " + about.format(s=r["expect"].get("seconds", "?")) for n, r in found.items()]
+    rows = [f"  {n:<20} {r['net']:<12} {r['data']:<16} " + about.format(s=r["expect"].get("seconds", "?")) for n, r in found.items()]
     return found, "\n".join([_("cloche train RECIPE, with one of:"), *rows])
