@@ -190,11 +190,11 @@ def _tell(fault: UserError, as_json: bool) -> None:
         _print(json.dumps({"error": fault.as_dict()}))
 
 
-def _print(text: str) -> None:
+def _print(text: str, end: str = "\n") -> None:
     from cloche.training.log import printable
 
     try:
-        print(printable(text, sys.stdout), end="\n" if text else "", flush=True)
+        print(printable(text, sys.stdout), end=end if text else "", flush=True)
     except BrokenPipeError:  # whoever reads has left, like `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -239,7 +239,7 @@ def _generate(args: argparse.Namespace) -> tuple[Any, str]:
     from cloche.use.generate import generate, how_of
 
     given = {name.replace("-", "_"): v for name in GENERATE if (v := getattr(args, name.replace("-", "_"))) is not None}
-    write = (lambda text: None) if args.json else (lambda text: print(text, end="", flush=True))
+    write = (lambda text: None) if args.json else (lambda text: _print(text, ""))
     found = generate(args.run_folder, args.prompt, how_of(given), write)
     return found, "\n".join(o["path"] for o in found["outputs"] if "path" in o)
 

@@ -53,6 +53,16 @@ class NetConfig(Frozen):
     carries: ClassVar[bool] = False
 
 
+class TaskConfig(Frozen):
+    """The table of a task. fits: the kinds of data that it is for."""
+
+    fits: ClassVar[tuple[str, ...]] = ()
+
+    def resolve(self, facts: dict[str, Any]) -> "TaskConfig":
+        """The table without "auto"; a task that leaves nothing open returns it as it is."""
+        return self
+
+
 @dataclass(frozen=True)
 class Port:
     """What goes into a net or comes out of it.

@@ -119,8 +119,9 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
         word = Path(name).resolve().name or "data"
         raw = tomllib.loads((_recipes() / f"{KINDS[kind].recipe}.toml").read_text(encoding="utf-8"))
         raw.pop("expect", None)
-        raw["task"] = {k: v for k, v in raw.get("task", {}).items() if k != "judge"}  # what suits our data only
-        raw["data"] = {**{k: v for k, v in raw["data"].items() if k != "log"}, "source": name}
+        for table, _dot, key in (k.partition(".") for k in KINDS[kind].ours):
+            raw[table].pop(key, None)
+        raw["data"]["source"] = name
     else:
         near = nearest(name, [*shipped(), *(p.name for p in Path().iterdir())])
         raise UserError(

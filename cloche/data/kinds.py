@@ -17,15 +17,18 @@ class Kind(NamedTuple):
     noun: str  # what its examples are called
     recipe: str  # what a person's own data starts from
     sample: str  # what a person gives `predict`
+    ours: tuple[str, ...] = ()  # keys of that recipe that suit only the data it comes with
 
 
 KINDS = {
     "pictures": Kind(PicturesConfig, PicturesPrepare, _("pictures"), "digits", "my.png"),
     "columns": Kind(ColumnsConfig, ColumnsPrepare, _("rows"), "curve", ""),
-    "series": Kind(SeriesConfig, SeriesPrepare, _("points in time"), "airline", "my.csv"),
+    "series": Kind(SeriesConfig, SeriesPrepare, _("points in time"), "airline", "my.csv", ("data.log",)),
     "audio": Kind(AudioConfig, AudioPrepare, _("clips"), "dialtones", "my.wav"),
     "text": Kind(TextConfig, TextPrepare, _("pieces of text"), "pydocs", '"the value of the"'),
     "pairs": Kind(PairsConfig, PairsPrepare, _("pairs"), "dates", '"<iso>March 15, 2024"'),
-    "captions": Kind(CaptionsConfig, CaptionsPrepare, _("captions"), "digits-diffusion", '"tatu"'),
+    "captions": Kind(
+        CaptionsConfig, CaptionsPrepare, _("captions"), "digits-diffusion", '"tatu"', ("task.judge", "data.pixels", "data.channels")
+    ),
 }
 DATA = {name: kind.config for name, kind in KINDS.items()}

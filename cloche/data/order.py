@@ -45,7 +45,7 @@ class ByTokens:
     """
 
     def __init__(self, lengths: np.ndarray, batch: int, seed: int) -> None:
-        self.cost, self.seed = np.array([on_grid(int(n)) for n in lengths]), seed
+        self.cost, self.seed = on_grid(np.asarray(lengths)), seed
         sizes, budget, self.cuts = np.sort(self.cost), batch * self.cost.mean(), [0]
         for i, size in enumerate(sizes):
             if size * (i + 1 - self.cuts[-1]) > budget and i - self.cuts[-1] > 1:

@@ -102,10 +102,16 @@ def _kind_of_folder(path: Path) -> str:
         if (path / index).exists():
             return kind
     here = [p for p in path.iterdir() if not p.name.startswith(".")]
-    texts = [p for p in here if p.is_file() and p.suffix.lower() not in (".gz", ".zip") and b"\0" not in p.open("rb").read(1024)]
-    if not here or len(texts) < len(here):
+    if not here or not all(map(_is_text, here)):
         return "pictures"  # its reader says what lacks
     return "pairs" if len(here) == 2 and {p.suffix for p in here} != {".txt"} else "text"
+
+
+def _is_text(path: Path) -> bool:
+    if not path.is_file() or path.suffix.lower() in (".gz", ".zip"):
+        return False
+    with path.open("rb") as f:
+        return b"\0" not in f.read(1024)
 
 
 def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: None) -> Store:

@@ -36,7 +36,7 @@ class Ragged:
 
     def take(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """Rows padded with zeros to a multiple of GRID (B, L, …), and their lengths (B,) int64."""
-        start, length = self.offsets[ids], self.lengths[ids]
+        start, length = self.offsets[ids], self.offsets[ids + 1] - self.offsets[ids]
         place = np.arange(on_grid(int(length.max())))
         inside = place < length[:, None]  # (B, L)
         at = torch.from_numpy(np.where(inside, start[:, None] + place, 0)).to(self.values.device)
@@ -46,8 +46,9 @@ class Ragged:
         return rows, torch.from_numpy(length).to(self.values.device)
 
 
-def on_grid(length: int) -> int:
-    return max(1, -(-length // GRID)) * GRID
+def on_grid(length: Any) -> Any:
+    """A length, or an array of them, rounded up; at least GRID."""
+    return np.maximum(1, -(-length // GRID)) * GRID
 
 
 def pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:

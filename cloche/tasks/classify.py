@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from cloche.config import Fault, Frozen, Port, RecipeError
+from cloche.config import Fault, Port, RecipeError, TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.errors import UserError
 from cloche.tasks.metrics import Carry, Figure, Nets, Sums, averages, given, per_class, scores, share
 from cloche.words import _
 
 
-class ClassifyConfig(Frozen):
+class ClassifyConfig(TaskConfig):
     kind: Literal["classify"] = "classify"
     fits: ClassVar = ("pictures", "columns")
     loss: Literal["auto", "cross_entropy", "bce"] = Field(

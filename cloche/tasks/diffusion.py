@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cloche import rng
-from cloche.config import Fault, Frozen, Port, RecipeError
+from cloche.config import Fault, Port, RecipeError, TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.decode.noise import from_velocity, noised, schedule, velocity
 from cloche.decode.solvers import SOLVERS, Denoise, generators, guided, normal
@@ -21,7 +21,7 @@ from cloche.words import _
 UNTOLD = 0.1  # share of the training rows without their caption, so that the net knows both (Ho & Salimans 2022, section 3.2)
 
 
-class DiffusionConfig(Frozen):
+class DiffusionConfig(TaskConfig):
     kind: Literal["diffusion"] = "diffusion"
     fits: ClassVar = ("captions",)
     guidance: float = Field(1.5, ge=0, description=_("how far the prompt pulls: 1 as learned; more: truer to it, and less varied"))

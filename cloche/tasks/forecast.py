@@ -9,18 +9,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from cloche.config import Frozen, Port
+from cloche.config import Port, TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.tasks.metrics import Carry, Figure, Nets, Sums, mean
 from cloche.words import _
 
 
-class ForecastConfig(Frozen):
+class ForecastConfig(TaskConfig):
     kind: Literal["forecast"] = "forecast"
     fits: ClassVar = ("series",)
-
-    def resolve(self, facts: dict[str, Any]) -> "ForecastConfig":
-        return self
 
     def build(self, prepare: Any, facts: dict[str, Any]) -> "Forecast":
         return Forecast(prepare)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from cloche.config import Frozen
+from cloche.config import TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.data.text import TextPrepare
 from cloche.decode.text import check_prompt
@@ -18,12 +18,9 @@ from cloche.tasks.ngram import probabilities
 from cloche.words import _
 
 
-class LanguageConfig(Frozen):
+class LanguageConfig(TaskConfig):
     kind: Literal["language"] = "language"
     fits: ClassVar = ("text",)
-
-    def resolve(self, facts: dict[str, Any]) -> "LanguageConfig":
-        return self
 
     def build(self, prepare: TextPrepare, facts: dict[str, Any]) -> "Language":
         return Language(prepare)

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloche.config import Fault, Frozen, Port, RecipeError
+from cloche.config import Fault, Port, RecipeError, TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.tasks.metrics import Carry, Figure, Nets, Sums, given, mean
 from cloche.words import _
 
 
-class RegressConfig(Frozen):
+class RegressConfig(TaskConfig):
     kind: Literal["regress"] = "regress"
     fits: ClassVar = ("pictures", "columns")
 

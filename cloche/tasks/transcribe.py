@@ -11,19 +11,16 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from cloche.config import Frozen, Port
+from cloche.config import Port, TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.decode.ctc import best_path
 from cloche.tasks.metrics import Carry, Figure, Nets, Sums, share
 from cloche.words import _
 
 
-class TranscribeConfig(Frozen):
+class TranscribeConfig(TaskConfig):
     kind: Literal["transcribe"] = "transcribe"
     fits: ClassVar = ("audio",)
-
-    def resolve(self, facts: dict[str, Any]) -> "TranscribeConfig":
-        return self
 
     def build(self, prepare: Any, facts: dict[str, Any]) -> "Transcribe":
         return Transcribe(prepare.alphabet, prepare.port)

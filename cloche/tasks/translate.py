@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
-from cloche.config import Frozen
+from cloche.config import TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.data.pairs import PAD, UNK, PairsPrepare
 from cloche.decode.beam import beam, greedy
@@ -17,14 +17,11 @@ from cloche.tasks.metrics import Carry, Figure, Nets, Sums, share
 from cloche.words import _
 
 
-class TranslateConfig(Frozen):
+class TranslateConfig(TaskConfig):
     kind: Literal["translate"] = "translate"
     fits: ClassVar = ("pairs",)
     smoothing: float = Field(0.0, ge=0, lt=1, description=_("share of the right token's probability that is wanted of all tokens alike"))
     beam: int = Field(1, ge=1, le=100, description=_("how many targets are followed at once when answering; 1 takes the likeliest token"))
-
-    def resolve(self, facts: dict[str, Any]) -> "TranslateConfig":
-        return self
 
     def build(self, prepare: PairsPrepare, facts: dict[str, Any]) -> "Translate":
         return Translate(prepare, self)

@@ -131,7 +131,7 @@ class Judge(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.net, self.prepare, self.labels = model.net, model.prepare, model.facts["labels"]
+        self.net, self.prepare = model.net, model.prepare
 
     def forward(self, pictures: Tensor) -> Tensor:
         n, _c, h, w = pictures.shape
