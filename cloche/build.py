@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 import math
+import os
 from pathlib import Path
 import platform
 from typing import Any
@@ -22,7 +23,8 @@ from cloche.nets import NETS
 from cloche.nets.parts import BatchNorm
 from cloche.recipe import Recipe
 from cloche.tasks import TASKS, Task
-from cloche.training.loop import Job
+from cloche.training.job import Job
+from cloche.training.parallel import Group
 from cloche.training.precision import Precision
 from cloche.words import _
 
@@ -76,8 +78,10 @@ def open_data(
 def device_of(asked: str) -> torch.device:
     """Raises: UserError when a device is asked for and absent: no run falls back by itself."""
     if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(asked)
+    if asked == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each has its own
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     there = {"cpu": True, "cuda": torch.cuda.is_available()}[device.type]
     if device.type == "cuda" and there and (device.index or 0) >= torch.cuda.device_count():
         there = False
@@ -159,24 +163,29 @@ def nets_of(recipe: Recipe, task: Task) -> dict[str, nn.Module]:
     return nets
 
 
-def job_of(recipe: Recipe, data: Data, task: Task, nets: dict[str, nn.Module], frozen: dict[str, nn.Module]) -> Job:
+def job_of(recipe: Recipe, data: Data, task: Task, nets: dict[str, nn.Module], frozen: dict[str, nn.Module], group: Group) -> Job:
     """The loop's job; precision and layout as the recipe says, fp32 and plain while they are still "auto". frozen: nets that only judge."""
     if recipe.train.patience and not len(data.rows["validation"]):
         told = _("there is no validation part to wait for")
         way = "data.validation = 0.1" if hasattr(recipe.data, "validation") else _("leave it out")
         raise RecipeError([Fault(f"train.patience = {recipe.train.patience}", told, way)])
     train = data.part("train")
+    order = train.order(recipe.train.batch, recipe.train.seed)
+    if train.carried and len(order.ids(0, 0)[0]) < 2 * recipe.train.chunks and group.size > 1:
+        told = _("{n} chunks need at least two lanes each").format(n=recipe.train.chunks)
+        raise RecipeError([Fault(f"train.batch = {recipe.train.batch}", told, _("a larger batch, or fewer processes"))])
     return Job(
         nets={k: n.to(data.device) for k, n in (nets | frozen).items()},
         trained=tuple(nets),
         task=task,
         train=train,
         validation=data.part("validation") if len(data.rows["validation"]) else None,
-        order=train.order(recipe.train.batch, recipe.train.seed),
+        order=order,
         optim=recipe.optim,
         config=recipe.train,
         precision=precision_of(recipe),
         noun=KINDS[data.store.kind].noun,
+        group=group,
     )
 
 

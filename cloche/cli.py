@@ -95,6 +95,10 @@ def parser() -> Parser:
     p.add_argument("--folds", type=int, default=0, metavar="F", help=_("F runs that test on every example once"))
     p.add_argument("--seeds", type=int, default=0, metavar="S", help=_("S runs that differ in their seed"))
     p.add_argument("--again", action="store_true", help=_("start anew"))
+    p.add_argument("--rewind", action="store_true", help=_("go on without the examples whose step gave no finite number"))
+    p.add_argument(
+        "--save-seconds", type=float, default=0.0, metavar="S", help=_("a checkpoint every S seconds; else as many as cost 1 %%")
+    )
     p.add_argument("--allow-change", action="append", default=[], metavar="FIELD", help=_("go on although this field differs"))
     p = verb("evaluate", _("the figures of a run, or of a run on other data"), _evaluate)
     p.add_argument("run_folder", metavar="RUN")
@@ -210,7 +214,8 @@ def _train(args: argparse.Namespace) -> tuple[Any, str]:
     from cloche.use import story
     from cloche.use.train import Options, many, train
 
-    options = Options(t0=start.T0, out=args.out, again=args.again, allow_change=tuple(args.allow_change))
+    given = {"out": args.out, "again": args.again, "allow_change": tuple(args.allow_change), "rewind": args.rewind}
+    options = Options(t0=start.T0, save_s=args.save_seconds, **given)
     if args.folds or args.seeds:
         found = many(args.recipe, args.data, _sets(args), options, args.folds, args.seeds)
         return found, story.summary_text(found)

@@ -16,7 +16,7 @@ from cloche.errors import UserError
 from cloche.nets import NETS
 from cloche.tasks import TASKS
 from cloche.tasks.metrics import NAMES
-from cloche.training.loop import TrainConfig
+from cloche.training.job import TrainConfig
 from cloche.training.optim import OPTIMS
 from cloche.words import _
 

@@ -76,7 +76,7 @@ def test_each_picture_stands_six_times_and_in_one_part(digits, store, config):
 
 def test_a_prepared_chunk(store, config, prepare):
     test = part(store, config, prepare, "test")
-    chunk = next(test.once(60))
+    chunk = next(test.once(60))[1]
     image = chunk.data["image"]
     assert image.shape == (60, 1, 8, 8) and image.dtype == torch.float32
     assert float(image.min()) == -1 and float(image.max()) == 1

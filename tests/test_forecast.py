@@ -43,7 +43,7 @@ def test_the_baselines_of_the_airline_series(airline):
 def test_mase_by_hand(airline):
     task, parts, y = airline
     sums, rows = {}, []
-    for chunk in parts["test"].once(7):
+    for _i, chunk in parts["test"].once(7):
         found, _carry, told = task.measure({"net": Still(12)}, chunk, None)
         sums = {k: sums.get(k, 0) + v for k, v in found.items()}
         rows.append(told["mase"])

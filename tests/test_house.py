@@ -14,7 +14,9 @@ import torch
 from cloche.build import device_of, facts_of, job_of, nets_of, open_data, task_of
 from cloche.config import keys_of
 from cloche.recipe import SINGLE, TABLES, change, find, parse, shipped
-from cloche.training.loop import Place, start, step
+from cloche.training.job import Place
+from cloche.training.loop import start, step
+from cloche.training.parallel import Group
 from cloche.training.run import Run
 
 PACKAGE = Path(__file__).parents[1] / "cloche"
@@ -289,6 +291,7 @@ ELSEWHERE = {
     "task.kind": "test_both_kinds_of_data_and_both_tasks",
     "train.epochs": "recipes",
     "train.test_batch": "test_loop.py",
+    "train.exact_sum": "test_processes.py",
     "train.select": "test_loop.py, recipes",
     "train.patience": "test_loop.py",
     "train.log_steps": "test_loop.py",
@@ -356,11 +359,11 @@ def trained(raw: dict, folder: Path) -> tuple[dict, list[torch.Tensor]]:
     data = open_data(recipe, device)
     recipe, task = task_of(recipe, data.prepare, facts_of(recipe, data))
     nets = nets_of(recipe, task)
-    job = job_of(recipe, data, task, nets, {})
+    job = job_of(recipe, data, task, nets, {}, Group())
     folder.mkdir()
     state, here = start(job, Run(folder))
     for n in range(job.steps):
-        chunks = job.train.step(job.order, 0, n, recipe.train.chunks, recipe.train.batch, torch.tensor(7))
+        chunks = job.chunks(0, n, torch.tensor(7))
         step(job, state, chunks, Place(n, 0, n))
     weights = [p.detach().clone() for net in nets.values() for p in net.parameters()]
     assert here == Place(0, 0, 0) and all(torch.isfinite(p).all() for p in weights)

@@ -25,7 +25,8 @@ from cloche.nets.parts import BatchNorm
 from cloche.tasks.classify import Classify
 from cloche.tasks.metrics import Figure
 from cloche.training import loop as loops
-from cloche.training.loop import Job, Place, State, TrainConfig, loop, start, step
+from cloche.training.job import Job, Place, TrainConfig
+from cloche.training.loop import loop, start, step
 from cloche.training.objective import average
 from cloche.training.optim import AdamConfig, SgdConfig
 from cloche.training.precision import Precision
@@ -425,7 +426,7 @@ def quick(monkeypatch):
 def test_the_test_part_is_read_once_at_the_end(tmp_path, quick, monkeypatch):
     read: list[str] = []
     once, cut = Part.once, Part.step
-    monkeypatch.setattr(Part, "once", lambda self, batch: (read.append(self.name), once(self, batch))[1])
+    monkeypatch.setattr(Part, "once", lambda self, *given: (read.append(self.name), once(self, *given))[1])
     monkeypatch.setattr(Part, "step", lambda self, *given: (read.append("step of " + self.name), cut(self, *given))[1])
     model = train("digits-mlp", sets={**TINY, "train.epochs": 2}, options=Options(out=str(tmp_path / "run"), quiet=True))
     assert model.results["part"] == "test"
@@ -619,7 +620,7 @@ def test_every_optimizer_leaves_its_state_alone_after_a_bad_step(tmp_path):
         (tmp_path / kind).mkdir()
         state, _place = start(job, Run(tmp_path / kind))
 
-        def act(n: int, job: Job = job, state: State = state) -> None:
+        def act(n: int, job: Job = job, state: object = state) -> None:
             step(job, state, job.train.step(job.order, 0, n, 1, 16, torch.tensor(0)), Place(n, 0, n))
 
         act(0)

@@ -136,7 +136,7 @@ def test_training_evaluation_and_prediction_see_the_same_bits(folder, keys):
     wanted = {}  # row of the store → what evaluation sees
     for part in map(data.part, ("train", "validation", "test")):
         for batch in (1, 3, 256):
-            for chunk in part.once(batch):
+            for _i, chunk in part.once(batch):
                 for row, x in zip(chunk.ids.tolist(), chunk.data["image"], strict=True):
                     assert torch.equal(wanted.setdefault(row, x), x), names[row]
         taken = part.take(np.arange(len(part))[::-1].copy())

@@ -279,7 +279,7 @@ def test_a_step_in_chunks_sees_the_rows_and_positions_of_the_whole_step(n, batch
 @pytest.mark.parametrize("batch", [1, 7, 100, 256])
 def test_evaluation_reads_every_row_of_a_part_once_in_its_own_order(batch, fill):
     own = np.arange(100)[::-1] * 3
-    seen = [(c.ids[c.weight > 0].tolist(), c.train) for c in Part("test", Plain(), own, Plain(), fill=fill).once(batch)]
+    seen = [(c.ids[c.weight > 0].tolist(), c.train) for _i, c in Part("test", Plain(), own, Plain(), fill=fill).once(batch)]
     assert [i for ids, _train in seen for i in ids] == own.tolist()
     assert not any(train for _ids, train in seen)
 
@@ -377,7 +377,7 @@ def test_a_carried_part_is_read_in_lanes_once(n, batch):
     """Evaluation with a state: in lanes too, which are long, so that their cold starts count little."""
     own = np.random.default_rng(n).permutation(1000)[:n]
     part = Part("test", Plain(), own, Plain(), carried=True)
-    chunks = list(part.once(batch))
+    chunks = [c for _i, c in part.once(batch)]
     assert not any(c.train for c in chunks)
     assert assert_lanes(chunks, own) <= min(batch, max(1, n // 16))
 

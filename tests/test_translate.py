@@ -46,7 +46,7 @@ def test_the_loss_is_the_sum_over_real_tokens_however_the_rows_are_cut(made):
     torch.testing.assert_close(task.loss(nets, chunk, None)[0], by_hand)
     assert task.count(chunk) == real.sum() == sum(len(t) + 1 for t in TARGETS)
     for batch in (1, 3, 5):
-        chunks = list(part.once(batch))
+        chunks = [c for _i, c in part.once(batch)]
         torch.testing.assert_close(sum(task.loss(nets, c, None)[0] for c in chunks), by_hand)
         sums = added([task.measure(nets, c, None)[0] for c in chunks])
         assert task.figures(sums)["loss"].value == pytest.approx(float(by_hand / real.sum()), rel=1e-6)
@@ -72,7 +72,7 @@ def test_a_filler_changes_nothing(made):
     task, part, nets = made
     plain = part.take(np.arange(3))
     filled = Part("train", part.store, part.ids[:3], part.prepare, fill=True)
-    chunk = next(filled.once(8))
+    chunk = next(filled.once(8))[1]
     assert len(chunk.ids) == 8 and chunk.weight.sum() == 3
     torch.testing.assert_close(task.loss(nets, chunk, None)[0], task.loss(nets, plain, None)[0])
     assert task.count(chunk) == task.count(plain)
@@ -96,7 +96,7 @@ def test_exact_matches_and_bleu_add_up_over_chunks_and_equal_sacrebleu(made):
     ]
     for answers in (said, whole):
         sums = []
-        for chunk in part.once(3):
+        for _i, chunk in part.once(3):
             texts = [{"text": answers[i]} for i in chunk.ids.tolist()]
             sums.append(task.score(texts, chunk, nets))
         found = task.figures(added(sums) | {"loss": torch.tensor(1.0), "n": torch.tensor(2.0)})
@@ -116,7 +116,7 @@ def test_bleu_of_sentences_equals_sacrebleus_where_it_is_neither_0_nor_100():
     store = Store(examples([(b"x", t.encode()) for t in true], true))
     prepare = PairsPrepare.fit(store, {"train": np.arange(3)}, PairsConfig(source="x.tsv", tokens="characters"))
     task, part = TranslateConfig().build(prepare, {}), Part("test", *prepare.view(store, np.arange(3)), prepare)
-    sums = added([task.score([{"text": said[i]} for i in c.ids.tolist()], c, {}) for c in part.once(2)])
+    sums = added([task.score([{"text": said[i]} for i in c.ids.tolist()], c, {}) for _i, c in part.once(2)])
     found = task.figures(sums | {"loss": torch.tensor(1.0), "n": torch.tensor(2.0)})["bleu"].value
     assert found == pytest.approx(sacrebleu.corpus_bleu(said, [true]).score, rel=1e-12) and 30 < found < 90
 

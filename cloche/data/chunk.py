@@ -29,6 +29,7 @@ class Chunk:
     draw: Tensor
     train: bool
     fillers: bool = False
+    idle: bool = False  # of several processes this one has nothing left to do in the step: computed, counted nowhere
 
     def to(self, device: torch.device) -> "Chunk":
         moved = {k: getattr(self, k).to(device, non_blocking=True) for k in ("ids", "at", "weight", "draw")}
@@ -80,27 +81,46 @@ class Part:
             return ByTokens(self.store.lengths[self.ids], batch, seed)
         return Shuffled(len(self), batch, seed)
 
-    def step(self, order: Order, epoch: int, index: int, chunks: int, batch: int, draw: Tensor) -> list[Chunk]:
-        """The chunks of one training step; a chunk with one real row is merged into its neighbour."""
-        rows, first = order.ids(epoch, index)
-        full = len(rows) if self.store.lengths is not None else max(batch, len(rows))  # rows of unequal cost: their number varies
+    def bounds(self, rows: int, chunks: int, batch: int) -> tuple[list[int], int]:
+        """Where the chunks of a step of so many rows begin, and end, and how many rows a full one has.
+
+        A chunk with one real row is merged into its neighbour.
+        """
+        full = rows if self.store.lengths is not None else max(batch, rows)  # rows of unequal cost: their number varies
         per = -(-full // chunks)
-        bounds = list(range(0, len(rows), per)) + [len(rows)]
+        bounds = [*range(0, rows, per), rows]
         if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
             del bounds[-2]
-        return [self._chunk(rows[a:b], np.arange(first + a, first + b), draw, True, per) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return bounds, per
 
-    def once(self, batch: int) -> Iterator[Chunk]:
-        """Every row once, without augmentation: in the part's own order, or in lanes."""
+    def step(
+        self, order: Order, epoch: int, index: int, chunks: int, batch: int, draw: Tensor, share: tuple[int, int] = (0, 1)
+    ) -> list[Chunk]:
+        """The chunks of one training step that process r of N = share does: r, r + N, …; as many as any other, the last may be idle."""
+        rows, first = order.ids(epoch, index)
+        (bounds, per), (rank, size), out = self.bounds(len(rows), chunks, batch), share, []
+        for c in range(rank, -(-(len(bounds) - 1) // size) * size, size):
+            idle = c >= len(bounds) - 1
+            a, b = bounds[0 if idle else c], bounds[1 if idle else c + 1]
+            out.append(replace(self._chunk(rows[a:b], np.arange(first + a, first + b), draw, True, per), idle=idle))
+        return out
+
+    def once(self, batch: int, rank: int = 0, size: int = 1) -> Iterator[tuple[int, Chunk]]:
+        """Every row once, without augmentation: in the part's own order, or in lanes; every size-th chunk, with its number."""
         draw = rng.draw(0, 0)
         if self.carried:
             lanes = Lanes(len(self), max(1, min(batch, len(self) // 16)))  # long enough that a cold start counts little
             for k in range(lanes.each):
-                yield self._chunk(lanes.ids(0, k)[0], np.arange(lanes.lanes) + k * lanes.lanes, draw, False, 0)
+                yield k, self._chunk(lanes.ids(0, k)[0], np.arange(lanes.lanes) + k * lanes.lanes, draw, False, 0)
             return
-        for a in range(0, len(self.ids), batch):
-            b = min(a + batch, len(self.ids))
-            yield self._chunk(np.arange(a, b), np.arange(a, b), draw, False, batch)
+        for i in range(rank, -(-len(self) // batch), size):
+            rows = np.arange(i * batch, min((i + 1) * batch, len(self)))
+            yield i, self._chunk(rows, rows, draw, False, batch)
+
+    def without(self, rows: list[int]) -> "Part":
+        """The part with neighbours in the place of these rows: every other row keeps its place in the order."""
+        good = np.flatnonzero(~np.isin(self.ids, rows))
+        return replace(self, ids=self.ids[good[np.searchsorted(good, np.arange(len(self))) % len(good)]]) if rows else self
 
     def field(self, name: str) -> np.ndarray:
         """A fixed field of its rows, as in the store: the labels, say."""

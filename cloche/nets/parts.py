@@ -79,5 +79,9 @@ class BatchNorm(nn.Module):
         by = self.momentum * ok * (self.chunks > 0)
         self.running_mean += torch.where(by > 0, by * (mean - self.running_mean), 0.0)
         self.running_var += torch.where(by > 0, by * (var - self.running_var), 0.0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what this step has summed up."""
         self.seen.zero_()
         self.chunks.zero_()

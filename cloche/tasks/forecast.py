@@ -61,7 +61,7 @@ class Forecast:
     def baselines(self, known: dict[str, Any], part: Part, train: Part | None) -> dict[str, Figure]:
         """MASE of four forecasts that need no training, from the same origins; the last is what a net that gives 0 says."""
         found: dict[str, list[Tensor]] = {}
-        for c in part.once(1024):
+        for _i, c in part.once(1024):
             past, p = c.data["history"], self.prepare
             said = {_("the last value"): naive(past, p), _("the last season"): seasonal(past, p)}
             said[_("the last season and its growth")] = growing(past, p)

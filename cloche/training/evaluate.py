@@ -1,5 +1,6 @@
 """A part of the data, every row once: sums that become figures, what happened to each row, and what a person would have got."""
 
+from collections.abc import Callable, Iterator
 import math
 from typing import Any
 
@@ -10,32 +11,62 @@ from cloche import rng
 from cloche.data.chunk import Part
 from cloche.tasks import Task
 from cloche.tasks.metrics import Nets, Sums
+from cloche.training.parallel import Group
 from cloche.training.precision import Precision
 
 
+class Interrupted(Exception):
+    """A signal came while something was being measured that can be measured again."""
+
+
 @torch.inference_mode()
-def evaluate(nets: Nets, task: Task, part: Part, precision: Precision, batch: int) -> tuple[Sums, dict[str, np.ndarray]]:
+def evaluate(
+    nets: Nets, task: Task, part: Part, precision: Precision, batch: int, group: Group | None = None, asked: Callable[[], int] = int
+) -> tuple[Sums, dict[str, np.ndarray]]:
     """Dropout off, running statistics, no augmentation.
 
-    Returns: the task's sums; by row, `ids` (the rows of running text come in lanes) and what the task tells of it (`loss`, `predicted`, …).
+    Args:
+        group: the processes that share the chunks, where rows need not follow each other. asked: whether to stop early, if alone.
+    Returns: the task's sums; by row, `ids` (the rows of running text come in lanes) and what the task tells of it (`loss`, `predicted`, …),
+        of several processes those that this one has seen.
+    Raises: Interrupted.
     """
-    was = {k: n.training for k, n in nets.items()}
+    was, group = {k: n.training for k, n in nets.items()}, group or Group()
     for net in nets.values():
         net.eval()
-    total: Sums = {}
+    n = -(-len(part) // batch)
+    shared = group.size > 1 and not part.carried and n >= group.size
+    sums: dict[int, Sums] = {}
     rows: dict[str, list[np.ndarray]] = {}
     carry = None
-    for i, chunk in enumerate(part.once(batch)):
-        with rng.apart(part.device), precision.autocast(part.device):
-            torch.manual_seed(rng.chunk_seed(0, 0, i, -1))  # a task that draws noise to measure draws the same each time
-            sums, carry, told = task.measure(nets, precision.place(chunk), carry)
-        total = {k: total[k] + v if k in total else v for k, v in sums.items()}
-        real = chunk.weight > 0
-        for k, v in {"ids": chunk.ids, **told}.items():
-            rows.setdefault(k, []).append(v[real].float().cpu().numpy() if v.is_floating_point() else v[real].cpu().numpy())
-    for k, net in nets.items():
-        net.train(was[k])
+    try:
+        for i, chunk in part.once(batch, group.rank if shared else 0, group.size if shared else 1):
+            if group.size == 1 and asked():
+                raise Interrupted
+            with rng.apart(part.device), precision.autocast(part.device):
+                torch.manual_seed(rng.chunk_seed(0, 0, i, -1))  # a task that draws noise to measure draws the same each time
+                sums[i], carry, told = task.measure(nets, precision.place(chunk), carry)
+            real = chunk.weight > 0
+            for k, v in {"ids": chunk.ids, **told}.items():
+                rows.setdefault(k, []).append(v[real].float().cpu().numpy() if v.is_floating_point() else v[real].cpu().numpy())
+    finally:
+        for k, net in nets.items():
+            net.train(was[k])
+    total: Sums = {}
+    for one in _of_all(sums, n, group) if shared else sums.values():  # added in the order of the chunks, whoever has seen them
+        total = {k: total[k] + v if k in total else v for k, v in one.items()}
     return total, {k: np.concatenate(v) for k, v in rows.items()}
+
+
+def _of_all(mine: dict[int, Sums], n: int, group: Group) -> Iterator[Sums]:
+    """The sums of every chunk, with those of the other processes."""
+    table = {}
+    for k, like in next(iter(mine.values())).items():
+        table[k] = like.new_zeros(n, *like.shape)
+        for i, one in mine.items():
+            table[k][i] = one[k]
+        group.whole(table[k])
+    return ({k: t[i] for k, t in table.items()} for i in range(n))
 
 
 @torch.inference_mode()

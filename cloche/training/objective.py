@@ -7,6 +7,7 @@ from cloche.data.chunk import Chunk
 from cloche.nets.parts import BatchNorm
 from cloche.tasks import Task
 from cloche.tasks.metrics import Carry, Nets, Sums
+from cloche.training.parallel import Group
 from cloche.training.precision import Precision
 
 
@@ -17,14 +18,29 @@ class Objective(nn.Module):
         self.norms = [m for m in self.modules() if isinstance(m, BatchNorm)]
 
     def forward(self, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
-        """() float32 sum of losses over the chunk's rows, the carry for the next chunk, sums for the log."""
+        """() float32 sum of losses over the chunk's rows, the carry for the next chunk, sums for the log.
+
+        An idle chunk is another one's copy, so that every process goes through the same net: nothing of it counts.
+        """
+        before = [t.clone() for t in self.statistics()] if chunk.idle else []
         for norm in self.norms:
             norm.rows = chunk.weight if chunk.fillers else None
         with self.precision.autocast(chunk.weight.device):
-            return self.task.loss(dict(self.nets.items()), self.precision.place(chunk), carry)
+            total, carry, told = self.task.loss(dict(self.nets.items()), self.precision.place(chunk), carry)
+        if chunk.idle:
+            for mine, t in zip(self.statistics(), before, strict=True):
+                mine.copy_(t)
+            total, told = total * 0, {k: t * 0 for k, t in told.items()}
+        return total, carry, told
 
-    def commit(self, ok: Tensor) -> None:
+    def statistics(self) -> list[Tensor]:
+        """What batch normalisation has summed up in this step."""
+        return [t for norm in self.norms for t in (norm.seen, norm.chunks)]
+
+    def commit(self, ok: Tensor, group: Group) -> None:
         """The end of a step for the statistics of batch normalisation; ok () is 0 after a non-finite gradient."""
+        for t in self.statistics() if group.size > 1 else ():
+            group.sum(t)
         for norm in self.norms:
             norm.commit(ok)
 

@@ -12,33 +12,38 @@ import shutil
 import tomllib
 from typing import Any
 
+import tomli_w
 from torch import Tensor
 
 from cloche import files
 from cloche.config import show
 from cloche.errors import FAILED, UserError
 from cloche.training.log import say
+from cloche.training.parallel import Group
 from cloche.words import _, listed
 
 KIND, FORMAT, KEEP = "cloche run", 1, 2
 SEALED = ("recipe.toml", "prepare.json", "facts.json", "model.safetensors", "results.json")  # what the manifest vouches for
 # in the order in which --again removes them: cut short anywhere, what is left is still a run's, and no finished one
-OURS = ("manifest.json", "checkpoints", "events.jsonl", "report", "README.md", *SEALED[::-1])
+POISONED = "nonfinite.json"
+OURS = ("manifest.json", POISONED, "checkpoints", "events.jsonl", "report", "README.md", *SEALED[::-1])
 EXACT = ("fingerprint", "threads", "device", "torch", "cloche")  # facts that bits depend on
 
 
 class Run:
-    """A run folder that this process holds the lock of."""
+    """A run folder that this process holds the lock of. Of several processes the first does, the others only read."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.log = path, path / "events.jsonl"
+    def __init__(self, path: Path, group: Group | None = None) -> None:
+        self.path, self.log, self.group = path, path / "events.jsonl", group or Group()
         self.lock: files.Lock | None = None
         self.mute = False  # the log cannot be written, and that was said
         self.last_saved = -1  # the step of the newest checkpoint
         self.best_step = 0
         self.spent_s = 0.0  # by the processes before this one
         self.looping = False  # while it is true, a signal only sets `stop`
-        self.stop = ""  # the name of the signal: the loop saves and ends
+        self.stop = 0  # the signal: the loop saves and ends
+        self.save_s = 0.0  # seconds between two checkpoints; 0: as many as cost 1 %
+        self.allow: tuple[str, ...] = ()  # dotted names of fields that may change
 
     def open(self, recipe: dict[str, Any], facts: dict[str, Any], again: bool, allow: tuple[str, ...]) -> dict[str, Any] | None:
         """Take the folder; say whether there is something to go on from.
@@ -49,6 +54,10 @@ class Run:
         Returns: the recipe that the folder was begun with (measured choices included), or None for a new run.
         Raises: UserError naming every field that differs, or the process that holds the folder.
         """
+        self.allow = allow
+        if not self.group.leads:
+            self.group.wait("begun")
+            return self.recipe()
         choose = _("choose another with --out")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(_("{path} is a file, not a folder for a run").format(path=self.path), "", choose)
@@ -69,18 +78,20 @@ class Run:
             self._clear()
         if not (self.path / "facts.json").exists():
             return None
-        try:
-            found = tomllib.loads((self.path / "recipe.toml").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
-            raise UserError(
-                _("{path} cannot be read").format(path=self.path / "recipe.toml"),
-                str(fault),
-                _("start anew with --again"),
-                code=FAILED,
-                name="damaged",
-            ) from None
+        found = self.recipe()
         self._compare(found, recipe, files.read_json(self.path / "facts.json"), facts, allow)
+        if self.finished:
+            self.group.done("begun")
         return found
+
+    def recipe(self) -> dict[str, Any]:
+        """The tables that the folder was begun with."""
+        path = self.path / "recipe.toml"
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as fault:
+            what, anew = _("{path} cannot be read").format(path=path), _("start anew with --again")
+            raise UserError(what, str(fault), anew, code=FAILED, name="damaged") from None
 
     def close(self) -> None:
         if self.lock is not None:
@@ -93,12 +104,52 @@ class Run:
 
     def begin(self, recipe: str, facts: dict[str, Any], prepare: dict[str, Any]) -> None:
         """What stands before the first step. facts.json comes last: its presence says that the others are there."""
+        if not self.group.leads:
+            return
         files.durable_write(self.path / "recipe.toml", recipe.encode())
         files.write_json(self.path / "prepare.json", prepare)
         files.write_json(self.path / "facts.json", facts)
+        (self.path / POISONED).unlink(missing_ok=True)
+        self.group.done("begun")
+
+    def left_out(self, rewind: bool) -> list[int]:
+        """The rows that this run does without; with rewind also those of the step that ended it."""
+        was = files.read_json(self.path / "facts.json").get("skipped", []) if (self.path / "facts.json").exists() else []
+        if not rewind or not self.group.leads:
+            return was
+        if not (self.path / POISONED).exists():
+            raise UserError(_("{path} was not ended by a number that is not finite").format(path=self.path), "", _("leave out --rewind"))
+        bad = files.read_json(self.path / POISONED)
+        self.event(kind="rewind", **bad)
+        told = _("without the examples {ids} of step {step}, from the last checkpoint on")
+        say(told.format(ids=listed(map(str, bad["rows"]), 8), step=bad["step"]))
+        return sorted({*was, *bad["rows"]})
+
+    def chunks(self, asked: int, again: bool) -> int:
+        """The chunks of a step, whatever the number of processes: those the run was begun with, if it asked for the same; else
+        `asked`, raised to a multiple of the processes."""
+        size, begun = self.group.size, (self.path / "facts.json").exists() and not again
+        if begun and files.read_json(self.path / "facts.json").get("asked_chunks") == asked:
+            asked = self.recipe()["train"]["chunks"]
+        raised = -(-asked // size) * size
+        if raised != asked:
+            say(_("train.chunks {asked} → {n}: a multiple of the {size} processes").format(asked=asked, n=raised, size=size))
+        return raised
+
+    def amend(self, table: str, keys: dict[str, Any]) -> None:
+        """Other values in recipe.toml from here on."""
+        recipe = self.recipe()
+        files.durable_write(self.path / "recipe.toml", tomli_w.dumps({**recipe, table: {**recipe[table], **keys}}).encode())
+
+    def poisoned(self, step: int, rows: list[int]) -> None:
+        """The rows whose step gave no finite number: what --rewind leaves out."""
+        if self.group.leads:
+            files.write_json(self.path / POISONED, {"step": step, "rows": rows})
 
     def event(self, **event: Any) -> None:
         """One line in events.jsonl. A full disk does not end the run here; the next checkpoint will say it."""
+        if not self.group.leads:
+            return
         before = self.log.stat().st_size if self.log.exists() else 0
         try:
             with self.log.open("a", encoding="utf-8") as f:
@@ -112,6 +163,9 @@ class Run:
 
     def save(self, step: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """A checkpoint that is whole or absent; older ones go only after it stands."""
+        self.last_saved = step
+        if not self.group.leads:
+            return
         if self.log.exists():
             with self.log.open("rb+") as f:  # as durable as the checkpoint that counts its bytes
                 os.fsync(f.fileno())
@@ -119,7 +173,6 @@ class Run:
         (self.path / "checkpoints").mkdir(exist_ok=True)
         parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers).encode()}
         files.write_folder(self.path / "checkpoints" / f"step-{step}", parts, "cloche checkpoint", {})
-        self.last_saved = step
         for _step, folder in self._checkpoints()[:-KEEP]:
             shutil.rmtree(folder, ignore_errors=True)  # a scanner may hold it; the next save tries again
 
@@ -145,7 +198,7 @@ class Run:
                         folder=folder, step=found[-2][0]
                     )
                 raise UserError(fault.what, fault.found, do, code=FAILED, name=fault.name) from None
-        if self.log.exists():
+        if self.log.exists() and self.group.leads:
             os.truncate(self.log, min(keep, self.log.stat().st_size))
         return state
 

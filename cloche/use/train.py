@@ -18,13 +18,18 @@ from cloche.build import Data, device_of, facts_of, job_of, nets_of, open_data, 
 from cloche.config import Fault, Frozen, RecipeError
 from cloche.data.chunk import Chunk
 from cloche.data.store import Store
-from cloche.errors import UserError
+from cloche.errors import FAILED, UserError
 from cloche.files import cache_folder, read_json
 from cloche.recipe import Recipe, change, find, parse
 from cloche.tasks import Task
 from cloche.tasks.metrics import Nets
+from cloche.training.clock import Clock
+from cloche.training.fault import stopped
+from cloche.training.job import Job
 from cloche.training.log import Progress, say
-from cloche.training.loop import Clock, Job, loop, stopped
+from cloche.training.loop import loop
+from cloche.training.parallel import Group
+from cloche.training.parallel import group as processes
 from cloche.training.precision import trial
 from cloche.training.run import Run
 from cloche.training.speed import flops_of, limit_of, threads_for
@@ -40,7 +45,10 @@ class Options(Frozen):
     out: str | None = None
     again: bool = False
     allow_change: tuple[str, ...] = ()
+    rewind: bool = False
+    save_s: float = 0.0  # seconds between two checkpoints; 0: as many as cost 1 %
     quiet: bool = False
+    alone: bool = False  # in this process only, whoever else there is
     t0: float = 0.0  # the perf_counter reading from which seconds are counted; else the call
 
 
@@ -63,13 +71,30 @@ def train_recipe(
     recipe: Recipe, path: Path, options: Options, store: Store | None = None, module: nn.Module | None = None, task: Task | None = None
 ) -> Model:
     """One run. store, module, task: a person's own, from `cloche.fit`."""
+    group = Group() if options.alone else processes()
+    try:
+        with group.watched(lambda: 0):
+            model = _train_recipe(recipe, Run(path, group), options, store, module, task)
+    except BaseException as fault:
+        group.failed(getattr(fault, "code", FAILED))
+        raise
+    group.runs += 1
+    return model
+
+
+def _train_recipe(recipe: Recipe, run: Run, options: Options, store: Store | None, module: nn.Module | None, task: Task | None) -> Model:
+    group, path, t0 = run.group, run.path, options.t0 or time.perf_counter()
+    options = options.model_copy(update={"t0": t0, "quiet": options.quiet or not group.leads})
     tell: Callable[[str], None] = (lambda text: None) if options.quiet else say
-    device, run, t0 = device_of(recipe.train.device), Run(path), options.t0 or time.perf_counter()
+    device, run.save_s = device_of(recipe.train.device), options.save_s
     with signals(run):
-        opened = open_data(recipe, device, tell, _fitted(path, options), store)
-        facts = facts_of(recipe, opened)
+        with group.turn("data"):
+            opened = open_data(recipe, device, tell, _fitted(path, options), store)
+        facts = facts_of(recipe, opened) | {"asked_chunks": recipe.train.chunks, "processes": group.size}
         if task is None:
             recipe, task = task_of(recipe, opened.prepare, facts)
+        group.wait("begun")
+        recipe = recipe.but(train={"chunks": run.chunks(recipe.train.chunks, options.again)})
         nets = {k: n.to(device) for k, n in ({"net": module} if module is not None else nets_of(recipe, task)).items()}
         part = opened.part("train")
         first = part.take(np.arange(min(recipe.train.batch, len(part))))
@@ -80,18 +105,21 @@ def train_recipe(
             found = run.open(recipe.tables(), facts, options.again, options.allow_change)
             if run.finished:
                 tell(story.finished(path))
-                if not (path / "report" / "index.html").exists():
+                if group.leads and not (path / "report" / "index.html").exists():
                     from cloche.use.report import write_report  # as below
 
                     write_report(path)
             else:
                 if found is not None:  # what was measured when the run began is read, not measured again
                     recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout") if getattr(recipe.train, k) == "auto"})
+                facts["skipped"] = run.left_out(options.rewind)
                 tell(story.opening(path.name, recipe, opened, facts))
-                train_job(recipe, opened, task, nets, run, facts, first, options.model_copy(update={"t0": t0}))
+                train_job(recipe, opened, task, nets, run, facts, first, options)
+            group.done("finished")
         finally:
             run.close()
             torch.set_num_threads(threads)
+    group.wait("finished")
     model = load(path, str(device), module=module, task=task if module is not None else None)
     tell(story.closing(model))
     return model
@@ -109,7 +137,10 @@ def train_job(
 ) -> None:
     """The trial where the run is new, the loop, the one look at the test part, the finished folder with its report."""
     tell: Callable[[str], None] = (lambda text: None) if options.quiet else say
-    job = job_of(recipe, opened, task, nets, judges(recipe, opened.store.labels, opened.device, tell))
+    with run.group.turn("judge"):
+        frozen = judges(recipe, opened.store.labels, opened.device, tell)
+    job = job_of(recipe, opened, task, nets, frozen, run.group)
+    job.train = job.train.without(facts["skipped"])
     if not (run.path / "facts.json").exists():
         recipe, tried = choose_precision(recipe, job, first, facts["flops"])
         facts = {**facts, "tried": tried}
@@ -121,6 +152,8 @@ def train_job(
     tell(story.machine(recipe, facts))
     progress = Progress(job.epochs, job.noun, options.quiet)
     place, clock = loop(job, run, progress)
+    if not run.group.leads:  # the rest is the first one's
+        return
     from cloche.use.report import draw_inside, extras, write_report  # matplotlib takes 0.6 s to load: not before the first step
 
     known = task.known(opened.part("train")) if hasattr(task, "known") else {}
@@ -155,7 +188,7 @@ def judges(recipe: Recipe, labels: list[str], device: torch.device, tell: Callab
         path = cache_folder() / "judges" / f"{name.removeprefix('recipe:')}-{__version__}-{torch.__version__}"
         if not (path / "manifest.json").exists():
             tell(_("the judge {name} is trained first, once").format(name=name))
-            train(name, options=Options(out=str(path), quiet=True))
+            train(name, options=Options(out=str(path), quiet=True, alone=True))
     judge = load(path, str(device))
     if judge.facts["kind"] != "pictures" or judge.recipe.task.kind != "classify" or judge.facts["labels"] != labels or len(labels) < 3:
         found = _("it tells {theirs} apart, the captions {ours}").format(theirs=listed(judge.facts["labels"], 12), ours=listed(labels, 12))
@@ -202,12 +235,11 @@ def signals(run: Run):
     before = {}
 
     def asked(number: int, _frame: Any) -> None:
-        name = signal.Signals(number).name
-        if name == "SIGHUP":  # a closed terminal does not end a run
+        if number == getattr(signal, "SIGHUP", None):  # a closed terminal does not end a run
             return
         if run.stop or not run.looping:
-            raise stopped(name)
-        run.stop = name
+            raise stopped(number)
+        run.stop = number
 
     try:
         for n in names:
