@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from cloche.config import Frozen, Port
+from cloche.config import Port
 from cloche.data.chunk import Chunk
 from cloche.data.pictures import Unreadable
-from cloche.data.prepare import DataConfig, batches, moments
+from cloche.data.prepare import DataConfig, Prepared, batches, moments
 from cloche.data.read.audio import decode, sounding
-from cloche.data.table import Ragged, Table, on_grid, pad
+from cloche.data.table import Ragged, Table, on_grid
 from cloche.errors import UserError
 from cloche.words import _
 
 WINDOW_S, HOP_S = 0.032, 0.010  # a frame and the step to the next
 UNKNOWN = "\ufffd"  # a character that the training part does not have: never learned, always an error
-HEARD = ("audio", "audio_len")
 
 
 class AudioConfig(DataConfig):
@@ -36,7 +35,7 @@ class AudioConfig(DataConfig):
     snr_db: float = Field(10.0, ge=-20, le=60, description=_("power of the tones over the noise's, in dB"))
 
 
-class AudioPrepare(Frozen):
+class AudioPrepare(Prepared):
     """Log-mel frames (B, T, M), T a multiple of 8, zeros after a clip's own; padding changes none of them."""
 
     kind: Literal["audio"] = "audio"
@@ -45,13 +44,13 @@ class AudioPrepare(Frozen):
     mean: tuple[float, ...] = Field(strict=False)
     std: tuple[float, ...] = Field(strict=False)
     labels: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
 
     @classmethod
     def fit(cls, store: Any, rows: dict[str, np.ndarray], config: AudioConfig) -> "AudioPrepare":
-        ids, text = rows["train"], store.fields["text"]
-        alphabet = "".join(sorted({c for i in ids for c in bytes(text[i].tolist()).decode()} - {UNKNOWN})) + UNKNOWN
+        alphabet = "".join(sorted(set().union(*store.fields["text"].texts(rows["train"])) - {UNKNOWN})) + UNKNOWN
         plain = cls(rate=int(store.fields["rate"][0]), alphabet=alphabet, mean=(0.0,) * config.mels, std=(1.0,) * config.mels)
-        clips = (plain.frames(*store.fields["audio"].take(i)) for i in batches(ids, 64))
+        clips = (plain.frames(*store.fields["audio"].take(i)) for i in batches(rows["train"], 64))
         mean, std = moments(x[torch.arange(x.shape[1], device=n.device) < n[:, None]] for x, n in clips)
         return plain.model_copy(update={"mean": mean, "std": std})
 
@@ -63,8 +62,8 @@ class AudioPrepare(Frozen):
         """Rows with `target` instead of text; a row costs its frames."""
         if (rate := int(store.fields["rate"][0])) != self.rate:
             raise UserError(_("this sound has {found} Hz, the run's {wanted}").format(found=rate, wanted=self.rate), "", _("resample it"))
-        place, audio, text = {c: k for k, c in enumerate(self.alphabet, 1)}, store.fields["audio"], store.fields["text"]
-        said = [[place.get(c, place[UNKNOWN]) for c in bytes(text[i].tolist()).decode()] for i in range(store.n)]
+        place, audio = {c: k for k, c in enumerate(self.alphabet, 1)}, store.fields["audio"]
+        said = [[place.get(c, place[UNKNOWN]) for c in text] for text in store.fields["text"].texts(np.arange(store.n))]
         rows = Table({"target": Ragged.of(said, np.int64)}, store.names)
         rows.fields["audio"], rows.lengths = audio, audio.lengths // round(HOP_S * self.rate)
         return rows, ids
@@ -80,11 +79,9 @@ class AudioPrepare(Frozen):
         except Unreadable as fault:
             raise UserError(_("{path} cannot be heard").format(path=name), str(fault), _("give a WAV file with PCM samples")) from None
 
-    def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        return dict(zip(HEARD, pad([e["audio"] for e in encoded]), strict=True))
-
     def device(self, chunk: Chunk) -> Chunk:
-        return replace(chunk, data=chunk.data | dict(zip(HEARD, self.frames(*(chunk.data[k] for k in HEARD)), strict=True)))
+        audio, length = self.frames(chunk.data["audio"], chunk.data["audio_len"])
+        return replace(chunk, data=chunk.data | {"audio": audio, "audio_len": length})
 
     def frames(self, audio: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) int16, (B,) → (B, T, M) float32, (B,): log (power of a Hann window in each band + 1e-8), scaled."""

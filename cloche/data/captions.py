@@ -1,19 +1,18 @@
 """Pictures with a caption each: pictures from −1 to 1, captions as characters. A prompt is a caption without its picture."""
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 import unicodedata
 
 import numpy as np
 from pydantic import Field
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from cloche.config import Frozen, Port
+from cloche.config import Port
 from cloche.data.chunk import Chunk
 from cloche.data.pairs import SPECIALS, UNK
-from cloche.data.prepare import DataConfig, PicturesPrepare, RowsOf
-from cloche.data.table import Ragged, Table, pad
+from cloche.data.prepare import DataConfig, PicturesPrepare, Prepared
+from cloche.data.table import Ragged, Table
 from cloche.data.text import open_tokenizer, train_tokenizer
 from cloche.errors import UserError
 from cloche.words import _, listed
@@ -27,15 +26,16 @@ class CaptionsConfig(DataConfig):
     channels: Literal[1, 3] = Field(3, description=_("1 for grey, 3 for colour"))
 
 
-class CaptionsPrepare(Frozen):
+class CaptionsPrepare(Prepared):
     """Gives image (B, C, pixels, pixels) in −1..1 where there is one, caption (B, L) and caption_len (B,)."""
 
     kind: Literal["captions"] = "captions"
     pictures: PicturesPrepare
     tokenizer: str
+    ragged: ClassVar[bool] = True
 
     @classmethod
-    def fit(cls, store: RowsOf, rows: dict[str, np.ndarray], config: CaptionsConfig) -> "CaptionsPrepare":
+    def fit(cls, store: Any, rows: dict[str, np.ndarray], config: CaptionsConfig) -> "CaptionsPrepare":
         keys = dict.fromkeys(("mean", "std"), (0.5,) * config.channels)  # (x − ½) / ½
         pictures = PicturesPrepare(pixels=config.pixels, channels=config.channels, labels=tuple(store.labels), **keys)
         return cls(pictures=pictures, tokenizer=train_tokenizer(_captions(store, rows["train"]), "characters", 100_000, SPECIALS))
@@ -74,9 +74,6 @@ class CaptionsPrepare(Frozen):
             raise UserError(what.format(letters=listed(strange, 12)), told.format(letters=known[:200]))
         return {"caption": np.array(found.ids, np.int64)}
 
-    def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        return dict(zip(("caption", "caption_len"), pad([e["caption"] for e in encoded]), strict=True))
-
     def device(self, chunk: Chunk) -> Chunk:
         return self.pictures.device(chunk) if "image" in chunk.data else chunk
 
@@ -86,5 +83,4 @@ def plain(text: str) -> str:  # one spelling of what reads alike
 
 
 def _captions(store: Any, ids: np.ndarray) -> list[str]:
-    field = store.fields["caption"]
-    return [plain(bytes(field[int(i)].cpu().numpy()).decode()) for i in ids]
+    return [plain(text) for text in store.fields["caption"].texts(ids)]

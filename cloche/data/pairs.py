@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from cloche.config import Frozen, Port
+from cloche.config import Port
 from cloche.data.chunk import Chunk
-from cloche.data.prepare import DataConfig, RowsOf
-from cloche.data.table import Ragged, Table, pad
+from cloche.data.prepare import DataConfig, Prepared
+from cloche.data.table import Ragged, Table
 from cloche.data.text import open_tokenizer, train_tokenizer
 from cloche.errors import UserError
 from cloche.words import _
@@ -30,7 +29,7 @@ class PairsConfig(DataConfig):
     vocabulary: int = Field(8000, ge=300, le=1_000_000, description=_("how many different tokens at most"))
 
 
-class PairsPrepare(Frozen):
+class PairsPrepare(Prepared):
     """Source tokens that end with EOS; target tokens between BOS and EOS. longest: of a target of the training part."""
 
     kind: Literal["pairs"] = "pairs"
@@ -38,10 +37,11 @@ class PairsPrepare(Frozen):
     marks: tuple[str, ...] = Field(strict=False)  # where every source begins with one: each is a token of its own
     longest: int
     labels: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
 
     @classmethod
-    def fit(cls, store: RowsOf, rows: dict[str, np.ndarray], config: PairsConfig) -> "PairsPrepare":
-        source, target = (_texts(store, side, rows["train"]) for side in ("source", "target"))
+    def fit(cls, store: Any, rows: dict[str, np.ndarray], config: PairsConfig) -> "PairsPrepare":
+        source, target = (store.fields[side].texts(rows["train"]) for side in ("source", "target"))
         found = [m[0] for text in source if (m := MARK.match(text))]
         marks = sorted(set(found)) if len(found) == len(source) else []
         both = [text[text.index(">") + 1 :] if marks else text for text in source] + target
@@ -67,7 +67,7 @@ class PairsPrepare(Frozen):
         return self.opened.decode(ids, skip_special_tokens=True)
 
     def view(self, store: Any, ids: np.ndarray) -> tuple[Table, np.ndarray]:
-        source, target = (self.tokens(_texts(store, side, ids), side == "source") for side in ("source", "target"))
+        source, target = (self.tokens(store.fields[side].texts(ids), side == "source") for side in ("source", "target"))
         framed = {"source": [[*row, EOS] for row in source], "target": [[BOS, *row, EOS] for row in target]}
         fields = {side: Ragged.of(texts, np.int32) for side, texts in framed.items()}
         return Table(fields, [store.name(int(i)) for i in ids], main="source"), np.arange(len(ids))
@@ -79,13 +79,5 @@ class PairsPrepare(Frozen):
             raise UserError(_("the text does not begin with what is wanted") if text else _("the text is empty"), text[:60], do)
         return {"source": np.array([*self.tokens([text], True)[0], EOS], np.int32)}
 
-    def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        return dict(zip(("source", "source_len"), pad([e["source"] for e in encoded]), strict=True))
-
     def device(self, chunk: Chunk) -> Chunk:
         return replace(chunk, data={name: t.long() for name, t in chunk.data.items()})
-
-
-def _texts(store: Any, side: str, ids: np.ndarray) -> list[str]:
-    offsets, values = store.fields[side].offsets, store.fields[side].values.cpu().numpy()
-    return [bytes(values[offsets[i] : offsets[i + 1]]).decode() for i in ids]

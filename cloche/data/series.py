@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from cloche.config import Frozen, Port
 from cloche.data.chunk import Chunk
+from cloche.data.prepare import Prepared
 from cloche.data.read.series import read_series
 from cloche.data.table import Table
 from cloche.errors import UserError
@@ -42,7 +43,7 @@ class SeriesConfig(Frozen):
         return {"train": np.arange(cut), "validation": np.empty(0, np.int64), "test": np.arange(cut, store.n)}
 
 
-class SeriesPrepare(Frozen):
+class SeriesPrepare(Prepared):
     """Gives past (B, look, F) and future (B, horizon, F); history, truth and scale in the series' own unit, float64."""
 
     kind: Literal["series"] = "series"
@@ -90,9 +91,6 @@ class SeriesPrepare(Frozen):
         values = read_series(Path(given)).fields["values"] if isinstance(given, str | Path) else np.array(given, float)
         values = values.reshape(len(values), -1)
         return {"history": self.checked(values, range(1, len(values) + 1), self.behind)[-self.behind :]}
-
-    def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        return {"history": torch.from_numpy(np.stack([e["history"] for e in encoded]))}
 
     def changes(self, y: Tensor) -> Tensor:
         x = y.log() if self.log else y

@@ -5,6 +5,7 @@ in it is known by `fingerprint`, a hash of every example's content, label and pa
 """
 
 from collections.abc import Callable
+from functools import partial
 import hashlib
 import io
 import json
@@ -50,7 +51,6 @@ class Store(Table):
         self.digest, self.part, self.label = examples.digest, examples.part, examples.label
         self.group = examples.digest if examples.group is None else examples.group
         self.fingerprint = fingerprint(examples)
-        self.from_files = False  # else built in, or a person's arrays
 
 
 def fingerprint(examples: Examples) -> str:
@@ -74,27 +74,21 @@ def kind_of(source: str) -> str:
     if not source or not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = nearest(source, BUILTIN) or nearest(path.name, beside)
-        raise UserError(
-            _("there is no data at {path}").format(path=source or '""'),
-            _('the nearest name is "{near}"').format(near=near)
-            if near
-            else _("neither a path nor one of the sets that need no download: {names}").format(names=", ".join(BUILTIN)),
-            _("give the path of your data with --data PATH"),
-        )
-    if path.is_dir() and any("\ud800" <= c <= "\udfff" for c in source):  # a recipe is TOML, and TOML is UTF-8
-        raise UserError(_("the name {path} is not UTF-8").format(path=ascii(source)), "", _("rename it"))
+        found = _("neither a path nor one of the sets that need no download: {names}").format(names=", ".join(BUILTIN))
+        found = _('the nearest name is "{near}"').format(near=near) if near else found
+        do = _("give the path of your data with --data PATH")
+        raise UserError(_("there is no data at {path}").format(path=source or '""'), found, do)
     if path.is_dir():
+        if any("\ud800" <= c <= "\udfff" for c in source):  # a recipe is TOML, and TOML is UTF-8
+            raise UserError(_("the name {path} is not UTF-8").format(path=ascii(source)), "", _("rename it"))
         return _kind_of_folder(path)
     if path.suffix.lower() in SUFFIXES:
         return SUFFIXES[path.suffix.lower()]
-    raise UserError(
-        _("{path} is no file that cloche reads").format(path=source),
-        _("{size} bytes").format(size=path.stat().st_size),
-        _(
-            "give text (.txt), pairs (.tsv), a series (.csv), or a folder: of class folders with pictures, of IDX files, of pictures with "
-            "captions.tsv, of sounds with transcripts.tsv, of text files"
-        ),
+    do = _(
+        "give text (.txt), pairs (.tsv), a series (.csv), or a folder: of class folders with pictures, of IDX files, of pictures with "
+        "captions.tsv, of sounds with transcripts.tsv, of text files"
     )
+    raise UserError(_("{path} is no file that cloche reads").format(path=source), _("{size} bytes").format(size=path.stat().st_size), do)
 
 
 def _kind_of_folder(path: Path) -> str:
@@ -122,33 +116,28 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
     """
     if config.source == ARRAYS:
         raise UserError(_("this run was trained on arrays, which are not in its folder"), "", _("in Python: pass the arrays again"))
-    options = {"kind": config.kind, "format": FORMAT, **_options(config)}
-    key = hashlib.blake2b(json.dumps([_source_key(config.source), options], sort_keys=True).encode(), digest_size=16).hexdigest()
+    read, options = _reader(config)
+    made_of = [_source_key(config.source), {"kind": config.kind, "format": FORMAT, **options}]
+    key = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
     folder = files.cache_folder() / "stores" / key
     if (folder / "manifest.json").exists():
         try:
-            return _from(_load(folder), config)
+            return Store(_load(folder))
         except (UserError, ValueError, OSError) as fault:  # it is only a cache: say so and read the source again
             say(_("the store is read anew: {why}").format(why=getattr(fault, "what", fault)))
-    examples = _read(config)
+    examples = read(**options)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _keep(folder, examples)
     except (UserError, OSError) as fault:
         say(_("the store is held in memory this time: {why}").format(why=fault.what if isinstance(fault, UserError) else fault))
-    return _from(examples, config)
+    return Store(examples)
 
 
-def _from(examples: Examples, config: DataConfig) -> Store:
-    store = Store(examples)
-    store.from_files = config.source not in BUILTIN
-    return store
-
-
-def _options(config: DataConfig) -> dict[str, Any]:
-    """The keys of [data] that change what is decoded."""
-    keys = BUILTIN[config.source][2] if config.source in BUILTIN else ("pixels",)
-    return {k: getattr(config, k) for k in keys if hasattr(config, k)}
+def _reader(config: DataConfig) -> tuple[Callable[..., Examples], dict[str, Any]]:
+    """Who reads the source, and the keys of [data] that change what is read."""
+    _kind, read, keys = BUILTIN.get(config.source) or (config.kind, partial(READERS[config.kind], Path(config.source)), ("pixels",))
+    return read, {k: getattr(config, k) for k in keys if hasattr(config, k)}
 
 
 def _source_key(source: str) -> Any:
@@ -156,9 +145,9 @@ def _source_key(source: str) -> Any:
     if source in BUILTIN:
         return source
     root = Path(source).resolve()
-    found = []
     if root.is_file():
         return [str(root), root.stat().st_size, root.stat().st_mtime_ns]
+    found = []
     for folder, _folders, names in os.walk(root):
         for name in names:
             path = os.path.join(folder, name)
@@ -170,24 +159,17 @@ def _source_key(source: str) -> Any:
     return [str(root), sorted(found)]
 
 
-def _read(config: DataConfig) -> Examples:
-    if config.source in BUILTIN:
-        return BUILTIN[config.source][1](**_options(config))
-    return READERS[config.kind](Path(config.source), config)
+def _read_pictures(root: Path, pixels: int) -> Examples:
+    return (read_idx if looks_like_idx(root) else read_folder)(root, pixels)
 
 
-def _read_pictures(root: Path, config: Any) -> Examples:
-    reader = read_idx if looks_like_idx(root) else read_folder
-    return reader(root, config.pixels, lambda _name, shape, dtype: np.zeros(shape, dtype))
-
-
-READERS: dict[str, Callable[[Path, Any], Examples]] = {
+READERS: dict[str, Callable[..., Examples]] = {  # of a path, and of pixels where the kind has them
     "pictures": _read_pictures,
-    "series": lambda path, config: read_series(path),
-    "audio": lambda path, _config: read_audio(path),
-    "text": lambda path, _config: read_text(path),
-    "pairs": lambda path, _config: read_pairs(path),
-    "captions": lambda path, config: read_captions(path, config.pixels),
+    "series": read_series,
+    "audio": read_audio,
+    "text": read_text,
+    "pairs": read_pairs,
+    "captions": read_captions,
 }
 
 
@@ -203,9 +185,8 @@ def _keep(folder: Path, examples: Examples) -> None:
 def _npy(a: np.ndarray) -> list[bytes | memoryview]:
     """numpy's file format, the payload uncopied."""
     a = np.ascontiguousarray(a)
-    header = np.lib.format.header_data_from_array_1_0(a)
     out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, header)
+    np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(a))
     return [out.getvalue(), memoryview(a).cast("B") if a.size else b""]
 
 

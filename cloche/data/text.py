@@ -14,12 +14,11 @@ import numpy as np
 from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 import torch
-from torch import Tensor
 
-from cloche.config import Frozen, Port
+from cloche.config import Port
 from cloche.data.chunk import Chunk
-from cloche.data.prepare import DataConfig
-from cloche.data.table import Table, pad
+from cloche.data.prepare import DataConfig, Prepared
+from cloche.data.table import Table
 from cloche.words import _, number
 
 UNKNOWN = "<unk>"  # of words and characters; bytes are never unknown
@@ -67,17 +66,18 @@ class TextConfig(DataConfig):
     in_order: ClassVar = True
 
 
-class TextPrepare(Frozen):
+class TextPrepare(Prepared):
     """Gives tokens and bytes (B, T + 1); 0 bytes where nothing is to be foretold: the start, and what follows the end."""
 
     kind: Literal["text"] = "text"
     tokenizer: str
     window: int
     labels: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
 
     @classmethod
     def fit(cls, store: Any, rows: dict[str, np.ndarray], config: TextConfig) -> "TextPrepare":
-        texts = [store.fields["text"][int(i)].numpy().tobytes().decode() for i in rows["train"]]
+        texts = store.fields["text"].texts(rows["train"])
         return cls(tokenizer=train_tokenizer(texts, config.tokens, config.vocabulary, []), window=config.window)
 
     @cached_property
@@ -104,13 +104,9 @@ class TextPrepare(Frozen):
         return b"".join(self.pieces[t] or b"\xef\xbf\xbd" for t in tokens)
 
     def view(self, store: Any, ids: np.ndarray) -> tuple["Windows", np.ndarray]:
-        texts = [store.fields["text"][int(i)].numpy().tobytes().decode() for i in ids]
+        texts = store.fields["text"].texts(ids)
         rows = Windows(self.encode(texts), self.window, "".join(texts).encode(), store.name(int(ids[0])))
         return rows, np.arange(rows.n)
-
-    def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        padded = {name: pad([e[name] for e in encoded]) for name in ("tokens", "bytes")}
-        return {name: rows for name, (rows, _length) in padded.items()} | {"tokens_len": padded["tokens"][1]}
 
     def device(self, chunk: Chunk) -> Chunk:
         """While training, all windows begin later by a number that each epoch draws, so that no token is always the first of its own."""

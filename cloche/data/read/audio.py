@@ -9,7 +9,7 @@ import numpy as np
 
 from cloche import rng
 from cloche.data.pictures import Unreadable
-from cloche.data.read.examples import Examples, digest, utf8
+from cloche.data.read.examples import Examples, digest, plain, utf8
 from cloche.data.table import Ragged
 from cloche.errors import UserError
 from cloche.words import _, listed, number
@@ -93,7 +93,7 @@ def read_dialtones(rows: int, snr_db: float) -> Examples:
 
 def _examples(clips: dict[str, tuple[np.ndarray, str]], rate: int, alike: int, left_out: list[tuple[str, str]]) -> Examples:
     """alike: what clips of one group share, 0 their samples, 1 their text."""
-    rows, label = [(samples, text.encode()) for samples, text in clips.values()], np.zeros(len(clips), np.int64)
-    fields = {"rate": label + rate, "audio": Ragged.of([r[0] for r in rows], np.int16), "text": Ragged.of([r[1] for r in rows], np.uint8)}
-    digests, group = np.stack([digest(*r) for r in rows]), np.stack([digest(r[alike]) for r in rows])
-    return Examples("audio", fields, label, [], digests, label.astype(np.uint8), list(clips), left_out, group=group)
+    rows = [(samples, text.encode()) for samples, text in clips.values()]
+    audio, text = zip(*rows, strict=True)
+    fields = {"rate": np.full(len(rows), rate), "audio": Ragged.of(audio, np.int16), "text": Ragged.of(text, np.uint8)}
+    return plain("audio", fields, list(clips), rows, left_out=left_out, group=np.stack([digest(row[alike]) for row in rows]))

@@ -1,6 +1,7 @@
 """Sets that need no download: `digits` from scikit-learn, `spirals` and `curve` made with a known truth."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from cloche import rng
 from cloche.data.read.audio import read_dialtones
 from cloche.data.read.captions import spoken
 from cloche.data.read.dates import read_dates
-from cloche.data.read.examples import Examples, row_digests
+from cloche.data.read.examples import Examples, plain
 from cloche.data.read.series import read_airline
 from cloche.data.read.text import read_pydocs
 
@@ -19,8 +20,8 @@ def read_digits() -> Examples:
 
     found = load_digits()
     image = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
-    size = np.full((len(image), 2), 8, np.int32)
-    return _examples("pictures", {"image": image, "size": size}, found.target.astype(np.int64), [str(k) for k in range(10)], "digit")
+    fields = {"image": image, "size": np.full((len(image), 2), 8, np.int32)}
+    return _examples("pictures", fields, "digit", label=found.target.astype(np.int64), labels=[str(k) for k in range(10)])
 
 
 def read_spirals(rows: int, noise: float) -> Examples:
@@ -30,26 +31,21 @@ def read_spirals(rows: int, noise: float) -> Examples:
     along = np.sqrt(g.uniform(0.02, 1, rows))  # even over the plane, so that the outer turns are not thin
     angle = along * 3 * np.pi + label * np.pi
     x = np.stack([along * np.cos(angle), along * np.sin(angle)], 1) + noise * g.standard_normal((rows, 2))
-    return _examples("columns", {"columns": x.astype(np.float32)}, label.astype(np.int64), ["clockwise", "anticlockwise"], "point")
-
-
-def truth(x: np.ndarray) -> np.ndarray:
-    """The curve behind `curve`, without its noise."""
-    return np.sin(3 * x) + 0.3 * x
+    fields, labels = {"columns": x.astype(np.float32)}, ["clockwise", "anticlockwise"]
+    return _examples("columns", fields, "point", label=label.astype(np.int64), labels=labels)
 
 
 def read_curve(rows: int, noise: float) -> Examples:
     """y = sin 3x + 0.3 x and noise, x in −3..3."""
     g = rng.generator("curve", rows)
     x = g.uniform(-3, 3, (rows, 1))
-    y = truth(x) + noise * g.standard_normal((rows, 1))
-    return _examples("columns", {"columns": x.astype(np.float32)}, y.astype(np.float32), [], "point")
+    y = np.sin(3 * x) + 0.3 * x + noise * g.standard_normal((rows, 1))
+    return _examples("columns", {"columns": x.astype(np.float32)}, "point", label=y.astype(np.float32))
 
 
-def _examples(kind: str, fields: dict[str, np.ndarray], label: np.ndarray, labels: list[str], name: str) -> Examples:
-    n = len(label)
-    digest = row_digests(np.ascontiguousarray(next(iter(fields.values()))))
-    return Examples(kind, fields, label, labels, digest, np.zeros(n, np.uint8), [f"{name} {i}" for i in range(n)])
+def _examples(kind: str, fields: dict[str, np.ndarray], name: str, **labels: Any) -> Examples:
+    rows = next(iter(fields.values()))
+    return plain(kind, fields, [f"{name} {i}" for i in range(len(rows))], ((row,) for row in rows), **labels)
 
 
 # name → (kind, reader, the keys of [data] that it takes)

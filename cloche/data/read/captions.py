@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cloche.data.pictures import Unreadable, decode
-from cloche.data.read.examples import Examples, digest, utf8
+from cloche.data.pictures import framed
+from cloche.data.read.examples import Examples, plain, utf8
+from cloche.data.read.folder import read_pictures, reasons
 from cloche.data.table import Ragged
 from cloche.errors import UserError
 from cloche.words import _, listed, number
@@ -25,7 +26,8 @@ def spoken(digits: Examples) -> Examples:
     """Every picture of a digit six times, its caption the number's name in one language each, in the order of NUMBERS."""
     names, n = [words.split() for words in NUMBERS.values()], len(NUMBERS)
     rows = [(name, g, words[k]) for name, g, k in zip(digits.names, digits.digest, digits.label, strict=True) for words in names]
-    return _examples({k: np.repeat(a, n, 0) for k, a in digits.fields.items()}, rows, np.repeat(digits.label, n), digits.labels, [])
+    fields = {k: np.repeat(a, n, 0) for k, a in digits.fields.items()}
+    return _examples(fields, rows, label=np.repeat(digits.label, n), labels=digits.labels)
 
 
 def read_captions(root: Path, pixels: int) -> Examples:
@@ -34,7 +36,7 @@ def read_captions(root: Path, pixels: int) -> Examples:
     Returns: `image` and `size` as of pictures, `caption` UTF-8 bytes; pictures that cannot be decoded are left out by name.
     Raises: UserError for bytes that are not UTF-8, lines that are no caption, captions without picture, pictures without caption, or none.
     """
-    path, said = root / "captions.tsv", []
+    path, said, left_out = root / "captions.tsv", [], []
     for n, line in enumerate(utf8(path).split("\n"), 1):
         file, _tab, caption = (cell.strip() for cell in line.partition("\t"))
         if line.strip() and not (file and caption and "\t" not in caption):
@@ -47,25 +49,16 @@ def read_captions(root: Path, pixels: int) -> Examples:
         raise UserError(_("{path} names pictures that are not there").format(path=path), listed(lost, 8), _("mend these lines"))
     if untold := sorted(there - named):
         raise UserError(_("pictures without a caption in {path}").format(path=path), listed(untold, 8), _("add a line for each"))
-    pictures, digests, left_out = {}, {}, []
-    for file in sorted(there):
-        try:
-            pictures[file], digests[file] = decode(root / file, pixels).array, digest((root / file).read_bytes())
-        except Unreadable as fault:
-            left_out.append((file, str(fault)))
-    rows = [(file, digests[file], caption) for file, caption in said if file in pictures]
+    read = read_pictures(root, [Path(file) for file in sorted(there)], pixels, left_out)
+    rows = [(file, read[Path(file)], caption) for file, caption in said if Path(file) in read]
     if not rows:
-        raise UserError(_("no picture in {path} can be read").format(path=root), listed(f"{name} ({why})" for name, why in left_out))
-    size = np.array([pictures[file].shape[:2] for file, _group, _caption in rows], np.int32)
-    image = np.zeros((len(rows), *np.max([a.shape for a in pictures.values()], 0)), np.uint8)
-    for row, (file, _group, _caption), (h, w) in zip(image, rows, size, strict=True):
-        row[:h, :w] = pictures[file]  # one channel broadcasts to three
-    return _examples({"image": image, "size": size}, rows, np.zeros(len(rows), np.int64), [], left_out)
+        raise UserError(_("no picture in {path} can be read").format(path=root), reasons(left_out))
+    told = [(file, picture.digest, caption) for file, picture, caption in rows]
+    return _examples(framed([picture.array for _file, picture, _caption in rows]), told, left_out=left_out)
 
 
-def _examples(fields: dict, rows: list[tuple[str, np.ndarray, str]], label: np.ndarray, labels: list[str], left_out: list) -> Examples:
+def _examples(fields: dict, rows: list[tuple[str, np.ndarray, str]], **more: object) -> Examples:
     """rows: name, hash and caption of a picture. Captions of one picture are a group: they stand in one part."""
-    fields = fields | {"caption": Ragged.of([caption.encode() for _name, _group, caption in rows], np.uint8)}
-    digests, groups = np.stack([digest(g, c.encode()) for _name, g, c in rows]), np.stack([g for _name, g, _c in rows])
-    names, part = [f"{name} · {caption}" for name, _group, caption in rows], np.zeros(len(rows), np.uint8)
-    return Examples("captions", fields, label, labels, digests, part, names, left_out, group=groups)
+    names, groups, captions = zip(*((f"{name} · {caption}", g, caption.encode()) for name, g, caption in rows), strict=True)
+    fields = fields | {"caption": Ragged.of(captions, np.uint8)}
+    return plain("captions", fields, list(names), zip(groups, captions, strict=True), group=np.stack(groups), **more)

@@ -44,4 +44,4 @@ def read_dates(rows: int) -> Examples:
     drawn = zip(dates, language, form, np.where(iso, n, other), strict=True)
     pairs = [pair(day, LANGUAGES[a], FORMS[f], (*LANGUAGES, "iso")[b]) for day, a, f, b in drawn]
     group = np.stack([digest(day.isoformat().encode()) for day in dates])
-    return examples([(a.encode(), b.encode()) for a, b in pairs], [a for a, _b in pairs], group)
+    return examples([(a.encode(), b.encode()) for a, b in pairs], [a for a, _b in pairs], group=group)

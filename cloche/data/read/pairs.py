@@ -1,10 +1,11 @@
 """Pairs of texts: a .tsv file, a source, a tab, a target on each line; or a folder with two files of equal length, source first by name."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cloche.data.read.examples import Examples, digest, utf8
+from cloche.data.read.examples import Examples, plain, utf8
 from cloche.data.table import Ragged
 from cloche.errors import UserError
 from cloche.words import _, listed, number
@@ -24,18 +25,17 @@ def read_pairs(path: Path) -> Examples:
     return examples(list(sides.values()), list(sides), left_out=left_out)
 
 
-def examples(pairs: list[tuple[bytes, bytes]], names: list[str], group: np.ndarray | None = None, left_out: list | None = None) -> Examples:
-    sides = {side: Ragged.of(list(texts), np.uint8) for side, texts in zip(("source", "target"), zip(*pairs, strict=True), strict=True)}
-    label, part, digests = np.zeros(len(pairs), np.int64), np.zeros(len(pairs), np.uint8), [digest(a, b"\t", b) for a, b in pairs]
-    return Examples("pairs", sides, label, [], np.stack(digests), part, names, left_out or [], group=group)
+def examples(pairs: list[tuple[bytes, bytes]], names: list[str], **more: Any) -> Examples:
+    sides = {side: Ragged.of(texts, np.uint8) for side, texts in zip(("source", "target"), zip(*pairs, strict=True), strict=True)}
+    return plain("pairs", sides, names, ((a, b"\t", b) for a, b in pairs), **more)
 
 
-def _tabbed(path: Path) -> list[tuple[str, str]]:
-    lines = [line.split("\t") for line in _lines(path)]
+def _tabbed(path: Path) -> list[list[str]]:
+    lines = [[cell.strip() for cell in line.split("\t")] for line in _lines(path)]
     if wrong := [number(n) for n, cells in enumerate(lines, 1) if len(cells) != 2]:
         what, told = _("{path} has lines without exactly one tab").format(path=path), _("line {lines}").format(lines=listed(wrong, 6))
         raise UserError(what, told, _("one pair a line: source, a tab, target"))
-    return [(source.strip(), target.strip()) for source, target in lines]
+    return lines
 
 
 def _beside(root: Path) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from cloche.data.read.examples import Examples, digest
+from cloche.data.read.examples import Examples, plain, utf8
 from cloche.errors import UserError
 from cloche.words import _, listed, number
 
@@ -24,16 +24,13 @@ def read_airline() -> Examples:
 
 def read_series(path: Path) -> Examples:
     """Raises: UserError that names lines, for a byte that is not UTF-8, no number, an uneven time, a column that never changes."""
+    text = utf8(path)
+    comma = max("\t;,", key=text.partition("\n")[0].count)
     try:
-        text = path.read_bytes().decode().removeprefix("\ufeff")
-        comma = max("\t;,", key=text.partition("\n")[0].count)
         reader = csv.reader(text.splitlines(True), delimiter=comma, strict=True)
         lines = [(reader.line_num, [c.strip() if comma == "," else c.strip().replace(",", ".") for c in row]) for row in reader if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as fault:
-        found = _("not UTF-8 at byte {n}").format(n=fault.start) if isinstance(fault, UnicodeDecodeError) else str(fault)
-        if isinstance(fault, OSError):
-            raise UserError(_("{path} cannot be read").format(path=path), fault.strerror or "", _("give the path of a .csv")) from None
-        raise UserError(_("{path} cannot be read as a table").format(path=path), found, _("save it as CSV in UTF-8")) from None
+    except csv.Error as fault:
+        raise UserError(_("{path} cannot be read as a table").format(path=path), str(fault), _("save it as CSV in UTF-8")) from None
     bad, do = _faults(lines[0][1] if lines else [], lines[1:])
     if bad:
         raise UserError(_("{path} is no series in even steps").format(path=path), listed(bad), do)
@@ -41,8 +38,7 @@ def read_series(path: Path) -> Examples:
 
 
 def _examples(names: list[str], values: np.ndarray) -> Examples:
-    n, digests = len(names), np.stack([digest(name.encode(), row) for name, row in zip(names, values, strict=True)])
-    return Examples("series", {"values": values}, np.zeros(n, np.int64), [], digests, np.zeros(n, np.uint8), names)
+    return plain("series", {"values": values}, names, ((name.encode(), row) for name, row in zip(names, values, strict=True)))
 
 
 def _faults(names: list[str], rows: list[tuple[int, list[str]]]) -> tuple[list[str], str]:

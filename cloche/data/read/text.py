@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from cloche.data.read.examples import Examples, digest, utf8
+from cloche.data.read.examples import Examples, plain, utf8
 from cloche.data.table import Ragged
 from cloche.errors import UserError
 from cloche.words import _, number
@@ -43,6 +43,5 @@ def examples(texts: dict[str, str], source: str) -> Examples:
         found = _("{n} bytes in {m} different paragraphs or lines").format(n=number(size), m=number(len(seen)))
         told = _("give at least {n} bytes in {m} paragraphs with an empty line between them, or as many lines")
         raise UserError(what.format(path=source), found, told.format(n=number(LEAST_BYTES), m=LEAST_ROWS))
-    none, digests = np.zeros(len(seen), np.int64), np.stack([digest(row) for row in seen])
-    fields, notes = {"text": Ragged.of(list(seen), np.uint8)}, {"repeated": len(pieces) - len(seen)}
-    return Examples("text", fields, none, [], digests, none.astype(np.uint8), list(seen.values()), notes=notes)
+    rows = {"text": Ragged.of(list(seen), np.uint8)}
+    return plain("text", rows, list(seen.values()), ((row,) for row in seen), notes={"repeated": len(pieces) - len(seen)})
