@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from cloche.data.chunk import Part
-from cloche.data.read.series import read_airline, read_series
-from cloche.data.series import SeriesConfig, SeriesPrepare
+from cloche.data.series import SeriesConfig, SeriesPrepare, read_airline, read_series
 from cloche.data.store import Store
 from cloche.errors import UserError
 

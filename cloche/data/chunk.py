@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cloche import rng
 from cloche.data.order import ByTokens, Lanes, Order, Shuffled
+from cloche.data.table import Table
 
 
 @dataclass(frozen=True)
@@ -40,31 +41,14 @@ class Chunk:
         return replace(self, data={k: t[:n] for k, t in self.data.items()}, **cut)
 
 
-class Rows(Protocol):
-    """A store or a view of one: arrays known by row number."""
-
-    n: int
-    lengths: np.ndarray | None  # (n,) what each row costs, where they differ
-    fields: dict[str, Any]
-    running: bool  # row i goes on where row i - 1 ended
-
-    def to(self, device: torch.device) -> "Rows": ...
-    def rows(self, ids: np.ndarray) -> dict[str, Tensor]: ...
-    def name(self, i: int) -> str: ...
-
-
-class Prepare(Protocol):
-    def device(self, chunk: Chunk) -> Chunk: ...  # normalise; augment if chunk.train
-
-
 @dataclass(frozen=True)
 class Part:
     """A part of the data ("train", "validation", "test") and the one way from its rows to prepared chunks."""
 
     name: str
-    store: Rows
+    store: Table  # or a view of it
     ids: np.ndarray  # (n,) the rows of the store that belong to it
-    prepare: Prepare
+    prepare: Any  # its `device` normalises, and augments where chunk.train
     device: torch.device = torch.device("cpu")
     fill: bool = False  # pad every chunk to its full shape: for devices that want static shapes
     carried: bool = False  # the net hands a state on: rows are read in lanes
@@ -84,23 +68,19 @@ class Part:
         """The chunks of one training step; a chunk with one real row is merged into its neighbour."""
         rows, first = order.ids(epoch, index)
         full = len(rows) if self.store.lengths is not None else max(batch, len(rows))  # rows of unequal cost: their number varies
-        per = -(-full // chunks)
-        bounds = list(range(0, len(rows), per)) + [len(rows)]
-        if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
-            del bounds[-2]
-        return [self._chunk(rows[a:b], np.arange(first + a, first + b), draw, True, per) for a, b in zip(bounds, bounds[1:], strict=False)]
+        per, at = -(-full // chunks), np.arange(first, first + len(rows))
+        cuts = [a for a in range(per, len(rows), per) if a + 1 < len(rows)]
+        return [self._chunk(r, a, draw, True, per) for r, a in zip(np.split(rows, cuts), np.split(at, cuts), strict=True)]
 
     def once(self, batch: int) -> Iterator[Chunk]:
         """Every row once, without augmentation: in the part's own order, or in lanes."""
-        draw = rng.draw(0, 0)
         if self.carried:
             lanes = Lanes(len(self), max(1, min(batch, len(self) // 16)))  # long enough that a cold start counts little
-            for k in range(lanes.each):
-                yield self._chunk(lanes.ids(0, k)[0], np.arange(lanes.lanes) + k * lanes.lanes, draw, False, 0)
+            for rows, first in (lanes.ids(0, k) for k in range(lanes.each)):
+                yield self._chunk(rows, np.arange(first, first + len(rows)), rng.draw(0, 0), False, 0)
             return
-        for a in range(0, len(self.ids), batch):
-            b = min(a + batch, len(self.ids))
-            yield self._chunk(np.arange(a, b), np.arange(a, b), draw, False, batch)
+        for rows in np.split(np.arange(len(self)), range(batch, len(self), batch)):
+            yield self._chunk(rows, rows, rng.draw(0, 0), False, batch)
 
     def field(self, name: str) -> np.ndarray:
         """A fixed field of its rows, as in the store: the labels, say."""
@@ -111,14 +91,9 @@ class Part:
         return self._chunk(np.asarray(positions), np.asarray(positions), rng.draw(0, 0), False, 0)
 
     def _chunk(self, positions: np.ndarray, at: np.ndarray, draw: Tensor, train: bool, full: int) -> Chunk:
-        short = full - len(positions) if self.fill else 0
-        weight = torch.ones(len(positions) + max(short, 0))
-        ended = np.flatnonzero(positions < 0)  # lanes that have come to their end
-        if len(ended):
-            weight[ended], positions = 0, np.where(positions < 0, positions.max(), positions)
-        if short > 0:
-            weight[len(positions) :] = 0
-            positions, at = (np.concatenate([a, np.repeat(a[:1], short)]) for a in (positions, at))
-        ids = self.ids[positions]
-        chunk = Chunk(self.store.rows(ids), torch.from_numpy(ids), torch.from_numpy(at), weight, draw, train, short > 0 or len(ended) > 0)
+        n, short = len(positions), max(0, full - len(positions)) if self.fill else 0
+        positions, at = (np.concatenate([a, np.repeat(a[:1], short)]) for a in (positions, at))
+        real = (positions >= 0) & (np.arange(n + short) < n)  # -1: a lane that has come to its end
+        ids, weight = self.ids[np.where(positions < 0, positions.max(), positions)], torch.from_numpy(real).to(torch.float32)
+        chunk = Chunk(self.store.rows(ids), torch.from_numpy(ids), torch.from_numpy(at), weight, draw, train, not real.all())
         return self.prepare.device(chunk.to(self.device))

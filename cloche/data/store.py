@@ -17,17 +17,17 @@ import numpy as np
 
 from cloche import files
 from cloche.config import nearest
+from cloche.data.audio import read_audio
+from cloche.data.captions import read_captions
+from cloche.data.pairs import read_pairs
 from cloche.data.prepare import DataConfig
-from cloche.data.read.audio import read_audio
 from cloche.data.read.builtin import BUILTIN
-from cloche.data.read.captions import read_captions
 from cloche.data.read.examples import Examples
 from cloche.data.read.folder import read_folder
 from cloche.data.read.idx import looks_like_idx, read_idx
-from cloche.data.read.pairs import read_pairs
-from cloche.data.read.series import read_series
-from cloche.data.read.text import read_text
+from cloche.data.series import read_series
 from cloche.data.table import Ragged, Table
+from cloche.data.text import read_text
 from cloche.errors import UserError
 from cloche.words import _
 

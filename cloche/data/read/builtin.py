@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from cloche import rng
-from cloche.data.read.audio import read_dialtones
-from cloche.data.read.captions import spoken
+from cloche.data.audio import read_dialtones
+from cloche.data.captions import spoken
 from cloche.data.read.dates import read_dates
-from cloche.data.read.examples import Examples, plain
-from cloche.data.read.series import read_airline
-from cloche.data.read.text import read_pydocs
+from cloche.data.read.examples import Examples, examples_of
+from cloche.data.series import read_airline
+from cloche.data.text import read_pydocs
 
 
 def read_digits() -> Examples:
@@ -45,7 +45,7 @@ def read_curve(rows: int, noise: float) -> Examples:
 
 def _examples(kind: str, fields: dict[str, np.ndarray], name: str, **labels: Any) -> Examples:
     rows = next(iter(fields.values()))
-    return plain(kind, fields, [f"{name} {i}" for i in range(len(rows))], ((row,) for row in rows), **labels)
+    return examples_of(kind, fields, [f"{name} {i}" for i in range(len(rows))], ((row,) for row in rows), **labels)
 
 
 # name → (kind, reader, the keys of [data] that it takes)

@@ -15,8 +15,8 @@ from babel.dates import format_date, get_date_format
 import numpy as np
 
 from cloche import rng
+from cloche.data.pairs import examples
 from cloche.data.read.examples import Examples, digest
-from cloche.data.read.pairs import examples
 
 LANGUAGES = ("en", "hi", "sw", "af", "uk", "pl")
 FORMS = ("full", "long", "medium")

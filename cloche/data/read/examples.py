@@ -41,7 +41,7 @@ class Examples:
         return len(self.digest)
 
 
-def plain(kind: str, fields: dict[str, Any], names: list[str], contents: Iterable[tuple], **more: Any) -> Examples:
+def examples_of(kind: str, fields: dict[str, Any], names: list[str], contents: Iterable[tuple], **more: Any) -> Examples:
     """Examples without parts, and without classes where `more` gives none. contents: for each row, what its hash is taken of."""
     digests, none = np.stack([digest(*c) for c in contents]), np.zeros(len(names), np.int64)
     return Examples(
