@@ -66,12 +66,11 @@ def read_captions(root: Path, pixels: int) -> Examples:
         raise UserError(_("{path} names pictures that are not there").format(path=path), listed(lost, 8), _("mend these lines"))
     if untold := sorted(there - named):
         raise UserError(_("pictures without a caption in {path}").format(path=path), listed(untold, 8), _("add a line for each"))
-    read = read_pictures(root, [Path(file) for file in sorted(there)], pixels, left_out)
-    rows = [(file, read[Path(file)], caption) for file, caption in said if Path(file) in read]
+    read = {name.as_posix(): p for name, p in read_pictures(root, [Path(file) for file in sorted(there)], pixels, left_out).items()}
+    rows = [(file, read[file].digest, caption) for file, caption in said if file in read]
     if not rows:
         raise UserError(_("no picture in {path} can be read").format(path=root), reasons(left_out))
-    told = [(file, picture.digest, caption) for file, picture, caption in rows]
-    return _examples(framed([picture.array for _file, picture, _caption in rows]), told, left_out=left_out)
+    return _examples(framed([read[file].array for file, _digest, _caption in rows]), rows, left_out=left_out)
 
 
 def _examples(fields: dict, rows: list[tuple[str, np.ndarray, str]], **more: object) -> Examples:
@@ -93,7 +92,8 @@ class CaptionsPrepare(Prepared):
     def fit(cls, store: Any, rows: dict[str, np.ndarray], config: CaptionsConfig) -> "CaptionsPrepare":
         keys = dict.fromkeys(("mean", "std"), (0.5,) * config.channels)  # (x − ½) / ½
         pictures = PicturesPrepare(pixels=config.pixels, channels=config.channels, labels=tuple(store.labels), **keys)
-        return cls(pictures=pictures, tokenizer=train_tokenizer(_captions(store, rows["train"]), "characters", 100_000, SPECIALS))
+        captions = map(plain, store.fields["caption"].texts(rows["train"]))
+        return cls(pictures=pictures, tokenizer=train_tokenizer(list(captions), "characters", 100_000, SPECIALS))
 
     @cached_property
     def opened(self) -> Tokenizer:
@@ -116,7 +116,7 @@ class CaptionsPrepare(Prepared):
         return [self.opened.decode(row[:n]) for row, n in rows]
 
     def view(self, store: Any, ids: np.ndarray) -> tuple[Table, np.ndarray]:
-        tokens = [e.ids for e in self.opened.encode_batch(_captions(store, ids))]
+        tokens = [e.ids for e in self.opened.encode_batch([plain(text) for text in store.fields["caption"].texts(ids)])]
         fixed = {k: f[ids].cpu().numpy() for k, f in store.fields.items() if k != "caption"}
         return Table(fixed | {"caption": Ragged.of(tokens, np.int64)}, [store.name(int(i)) for i in ids]), np.arange(len(ids))
 
@@ -135,7 +135,3 @@ class CaptionsPrepare(Prepared):
 
 def plain(text: str) -> str:  # one spelling of what reads alike
     return unicodedata.normalize("NFC", text).translate(ALIKE).strip().lower()
-
-
-def _captions(store: Any, ids: np.ndarray) -> list[str]:
-    return [plain(text) for text in store.fields["caption"].texts(ids)]

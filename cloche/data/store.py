@@ -22,7 +22,7 @@ from cloche.data.captions import read_captions
 from cloche.data.pairs import read_pairs
 from cloche.data.prepare import DataConfig
 from cloche.data.read.builtin import BUILTIN
-from cloche.data.read.examples import Examples
+from cloche.data.read.examples import Examples, digest
 from cloche.data.read.folder import read_folder
 from cloche.data.read.idx import looks_like_idx, read_idx
 from cloche.data.series import read_series
@@ -50,17 +50,9 @@ class Store(Table):
         self.left_out, self.notes = examples.left_out, examples.notes
         self.digest, self.part, self.label = examples.digest, examples.part, examples.label
         self.group = examples.digest if examples.group is None else examples.group
-        self.fingerprint = fingerprint(examples)
-
-
-def fingerprint(examples: Examples) -> str:
-    """What the data is, wherever it lies: a hash over content, label and part of every row."""
-    h = hashlib.blake2b(digest_size=16)
-    for a in (examples.digest, examples.label, examples.part):
-        h.update(np.ascontiguousarray(a))
-    shapes = {k: [str(a.dtype), a.shape] for k, a in flat(examples.fields).items()}
-    h.update(json.dumps([examples.labels, shapes], sort_keys=True).encode())
-    return h.hexdigest()
+        shapes = {k: [str(a.dtype), a.shape] for k, a in flat(examples.fields).items()}
+        told = json.dumps([self.labels, shapes], sort_keys=True).encode()
+        self.fingerprint = digest(self.digest, self.label, self.part, told).tobytes().hex()
 
 
 def kind_of(source: str) -> str:
@@ -147,16 +139,9 @@ def _source_key(source: str) -> Any:
     root = Path(source).resolve()
     if root.is_file():
         return [str(root), root.stat().st_size, root.stat().st_mtime_ns]
-    found = []
-    for folder, _folders, names in os.walk(root):
-        for name in names:
-            path = os.path.join(folder, name)
-            try:
-                s = os.stat(path)
-            except OSError:  # a dangling link: the reader reports it
-                continue
-            found.append((os.path.relpath(path, root).encode("utf-8", "surrogateescape").hex(), s.st_size, s.st_mtime_ns))
-    return [str(root), sorted(found)]
+    paths = [os.path.join(folder, name) for folder, _folders, names in os.walk(root) for name in names]
+    found = [(os.path.relpath(p, root), os.stat(p)) for p in paths if os.path.exists(p)]  # a dangling link: the reader reports it
+    return [str(root), sorted((name.encode("utf-8", "surrogateescape").hex(), s.st_size, s.st_mtime_ns) for name, s in found)]
 
 
 def _read_pictures(root: Path, pixels: int) -> Examples:
@@ -177,17 +162,12 @@ def _keep(folder: Path, examples: Examples) -> None:
     arrays = {f"field-{k}": a for k, a in flat(examples.fields).items()} | {k: getattr(examples, k) for k in ("label", "digest", "part")}
     arrays |= {} if examples.group is None else {"group": examples.group}
     meta = {k: getattr(examples, k) for k in ("kind", "labels", "names", "left_out", "notes")}
-    parts: dict[str, Any] = {f"{k}.npy": _npy(a) for k, a in arrays.items()}
-    parts["meta.json"] = [json.dumps(meta, ensure_ascii=True).encode()]
+    parts: dict[str, Any] = {"meta.json": json.dumps(meta, ensure_ascii=True).encode()}
+    for name, a in ((k, np.ascontiguousarray(a)) for k, a in arrays.items()):  # numpy's file format, the payload uncopied
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(a))
+        parts[f"{name}.npy"] = [header.getvalue(), memoryview(a).cast("B") if a.size else b""]
     files.write_folder(folder, parts, "cloche store", {})
-
-
-def _npy(a: np.ndarray) -> list[bytes | memoryview]:
-    """numpy's file format, the payload uncopied."""
-    a = np.ascontiguousarray(a)
-    out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(a))
-    return [out.getvalue(), memoryview(a).cast("B") if a.size else b""]
 
 
 def _load(folder: Path) -> Examples:
