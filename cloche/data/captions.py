@@ -67,10 +67,10 @@ def read_captions(root: Path, pixels: int) -> Examples:
     if untold := sorted(there - named):
         raise UserError(_("pictures without a caption in {path}").format(path=path), listed(untold, 8), _("add a line for each"))
     read = {name.as_posix(): p for name, p in read_pictures(root, [Path(file) for file in sorted(there)], pixels, left_out).items()}
-    rows = [(file, read[file].digest, caption) for file, caption in said if file in read]
+    rows = [(file, read[file][1], caption) for file, caption in said if file in read]
     if not rows:
         raise UserError(_("no picture in {path} can be read").format(path=root), reasons(left_out))
-    return _examples(framed([read[file].array for file, _digest, _caption in rows]), rows, left_out=left_out)
+    return _examples(framed([read[file][0].array for file, _digest, _caption in rows]), rows, left_out=left_out)
 
 
 def _examples(fields: dict, rows: list[tuple[str, np.ndarray, str]], **more: object) -> Examples:

@@ -17,17 +17,11 @@ import numpy as np
 
 from cloche import files
 from cloche.config import nearest
-from cloche.data.audio import read_audio
-from cloche.data.captions import read_captions
-from cloche.data.pairs import read_pairs
+from cloche.data.kinds import KINDS
 from cloche.data.prepare import DataConfig
 from cloche.data.read.builtin import BUILTIN
 from cloche.data.read.examples import Examples, digest
-from cloche.data.read.folder import read_folder
-from cloche.data.read.idx import looks_like_idx, read_idx
-from cloche.data.series import read_series
 from cloche.data.table import Ragged, Table
-from cloche.data.text import read_text
 from cloche.errors import UserError
 from cloche.words import _
 
@@ -128,7 +122,7 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
 
 def _reader(config: DataConfig) -> tuple[Callable[..., Examples], dict[str, Any]]:
     """Who reads the source, and the keys of [data] that change what is read."""
-    _kind, read, keys = BUILTIN.get(config.source) or (config.kind, partial(READERS[config.kind], Path(config.source)), ("pixels",))
+    _kind, read, keys = BUILTIN.get(config.source) or (config.kind, partial(KINDS[config.kind].read, Path(config.source)), ("pixels",))
     return read, {k: getattr(config, k) for k in keys if hasattr(config, k)}
 
 
@@ -142,20 +136,6 @@ def _source_key(source: str) -> Any:
     paths = [os.path.join(folder, name) for folder, _folders, names in os.walk(root) for name in names]
     found = [(os.path.relpath(p, root), os.stat(p)) for p in paths if os.path.exists(p)]  # a dangling link: the reader reports it
     return [str(root), sorted((name.encode("utf-8", "surrogateescape").hex(), s.st_size, s.st_mtime_ns) for name, s in found)]
-
-
-def _read_pictures(root: Path, pixels: int) -> Examples:
-    return (read_idx if looks_like_idx(root) else read_folder)(root, pixels)
-
-
-READERS: dict[str, Callable[..., Examples]] = {  # of a path, and of pixels where the kind has them
-    "pictures": _read_pictures,
-    "series": read_series,
-    "audio": read_audio,
-    "text": read_text,
-    "pairs": read_pairs,
-    "captions": read_captions,
-}
 
 
 def _keep(folder: Path, examples: Examples) -> None:

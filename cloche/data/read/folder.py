@@ -9,8 +9,9 @@ import unicodedata
 
 import numpy as np
 
-from cloche.data.pictures import Unreadable, decode, framed
+from cloche.data.pictures import Picture, Unreadable, decode, framed
 from cloche.data.read.examples import NONE, TEST, TRAIN, VALIDATION, Examples, digest
+from cloche.data.read.idx import looks_like_idx, read_idx
 from cloche.errors import UserError
 from cloche.words import _, listed
 
@@ -26,48 +27,44 @@ class Row(NamedTuple):
     file: Path  # below the root
 
 
-class Read(NamedTuple):
-    array: np.ndarray  # (h, w, c) uint8
-    digest: np.ndarray
-    turned: bool
-
-
 def read_folder(root: Path, pixels: int) -> Examples:
-    """ROOT/CLASS/**, or ROOT/train/CLASS/** with validation (val, valid) or test beside it; rows by part, class and natural path.
+    """ROOT/CLASS/**, or ROOT/train/CLASS/** with validation (val, valid) or test beside it; rows by part, class and natural path; or IDX.
 
     Returns: `image` (n, H, W, C) uint8 and `size` (n, 2) int32, see `framed`; notes ignored, merged, turned.
     Raises: UserError if root has no class folders, fewer than two classes that can be read, or a class that train lacks.
     """
+    if looks_like_idx(root):
+        return read_idx(root, pixels)
     files, folders, left_out, ignored = _walk(root)
     rows, merged = _rows(root, files, folders, left_out)
     named = _labels(root, rows, left_out)
     read = read_pictures(root, [row.file for row in rows], pixels, left_out)
     rows = [row for row in rows if row.file in read]
     labels = _labels(root, rows, left_out)
+    pictures, digests = zip(*read.values(), strict=True)
     left_out += [(shown(label), _("no readable picture in this class folder")) for label in named if label not in labels]
     return Examples(
         "pictures",
-        fields=framed([picture.array for picture in read.values()]),
+        fields=framed([picture.array for picture in pictures]),
         label=np.array([labels.index(row.label) for row in rows], np.int64),
         labels=labels,
-        digest=np.stack([picture.digest for picture in read.values()]),
+        digest=np.stack(digests),
         part=np.array([row.part for row in rows], np.uint8),
         names=[shown(row.file) for row in rows],
         left_out=sorted(left_out, key=lambda told: natural(told[0])),
-        notes={"ignored": ignored, "merged": merged, "turned": sum(picture.turned for picture in read.values())},
+        notes={"ignored": ignored, "merged": merged, "turned": sum(picture.turned for picture in pictures)},
     )
 
 
-def read_pictures(root: Path, names: list[Path], pixels: int, left_out: LeftOut) -> dict[Path, Read]:
-    """The files below root that can be read, decoded in threads, in the order given; the others are left out with their reason."""
+def read_pictures(root: Path, names: list[Path], pixels: int, left_out: LeftOut) -> dict[Path, tuple[Picture, np.ndarray]]:
+    """Each file below root that can be read: its picture and digest, by threads, in the order given; the others are left out by reason."""
 
-    def read(name: Path) -> Read | Exception:
+    def read(name: Path) -> tuple[Picture, np.ndarray] | Exception:
         try:
             content = (root / name).read_bytes()
-            array, turned = decode(content, pixels)
+            return decode(content, pixels), digest(content)
         except (Unreadable, OSError) as fault:
             return fault
-        return Read(array, digest(content), turned)
 
     found = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -75,7 +72,7 @@ def read_pictures(root: Path, names: list[Path], pixels: int, left_out: LeftOut)
             block = names[start : start + BLOCK]
             found |= zip(block, pool.map(read, block), strict=True)
     left_out += [(shown(name), told(fault)) for name, fault in found.items() if isinstance(fault, Exception)]
-    return {name: picture for name, picture in found.items() if isinstance(picture, Read)}
+    return {name: picture for name, picture in found.items() if isinstance(picture, tuple)}
 
 
 def told(fault: Exception) -> str:
