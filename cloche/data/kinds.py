@@ -22,6 +22,8 @@ class Kind(NamedTuple):
     ours: tuple[str, ...] = ()  # keys of that recipe that suit only the data it comes with
 
 
+OF_DIGITS = ("task.judge", "data.pixels", "data.channels")
+
 KINDS = {
     "pictures": Kind(PicturesConfig, PicturesPrepare, read_folder, _("pictures"), "digits", "my.png"),
     "columns": Kind(ColumnsConfig, ColumnsPrepare, None, _("rows"), "curve", ""),
@@ -29,14 +31,6 @@ KINDS = {
     "audio": Kind(AudioConfig, AudioPrepare, read_audio, _("clips"), "dialtones", "my.wav"),
     "text": Kind(TextConfig, TextPrepare, read_text, _("pieces of text"), "pydocs", '"the value of the"'),
     "pairs": Kind(PairsConfig, PairsPrepare, read_pairs, _("pairs"), "dates", '"<iso>March 15, 2024"'),
-    "captions": Kind(
-        CaptionsConfig,
-        CaptionsPrepare,
-        read_captions,
-        _("captions"),
-        "digits-diffusion",
-        '"tatu"',
-        ("task.judge", "data.pixels", "data.channels"),
-    ),
+    "captions": Kind(CaptionsConfig, CaptionsPrepare, read_captions, _("captions"), "digits-diffusion", '"tatu"', OF_DIGITS),
 }
 DATA = {name: kind.config for name, kind in KINDS.items()}

@@ -119,9 +119,9 @@ class PairsPrepare(Prepared):
         return Table(fields, [store.name(int(i)) for i in ids], main="source"), np.arange(len(ids))
 
     def encode(self, given: str) -> dict[str, np.ndarray]:
-        text, marks = given.strip(), ", ".join(self.marks)
+        text = given.strip()
         if not text or not text.startswith(self.marks or ("",)):
-            do = _("give one of {marks}, then the text").format(marks=marks) if marks else ""
+            do = _("give one of {marks}, then the text").format(marks=", ".join(self.marks)) if self.marks else ""
             raise UserError(_("the text does not begin with what is wanted") if text else _("the text is empty"), text[:60], do)
         return {"source": np.array([*self.tokens([text], True)[0], EOS], np.int32)}
 

@@ -46,7 +46,6 @@ def decode(source: Path | bytes, pixels: int) -> Picture:
     a transparent colour lie over white. 16-bit grey is round(v / 257), of 16-bit colour the high byte is kept. Then it is turned by its
     EXIF mark (in a PNG one before the pixels), and each axis longer than `pixels` is shrunk to it by Pillow's antialiased BILINEAR.
 
-    Returns: (h, w, c) uint8, h and w ≤ pixels.
     Raises: Unreadable for an empty, cut, damaged or foreign file, one beyond MAX_PIXELS, MAX_SIDE or MAX_BYTES, and floating-point pixels.
     """
     with _opened(source) as (image, mark):

@@ -33,10 +33,7 @@ FORMAT = 1  # raise it when a reader gives other arrays for the same files
 
 
 class Store(Table):
-    """Every row of a source, as it is (uint8, not floats).
-
-    label: (n,) int64 or (n, K) float32. digest, group, part, names, labels, left_out, notes: as in Examples.
-    """
+    """Every row of a source, as it is (uint8, not floats); label, digest, group, part, names, labels, left_out, notes as in Examples."""
 
     def __init__(self, examples: Examples) -> None:
         super().__init__({**examples.fields, "label": examples.label}, examples.names)
@@ -50,10 +47,7 @@ class Store(Table):
 
 
 def kind_of(source: str) -> str:
-    """The data kind of a source.
-
-    Raises: UserError when there is no such set or path, or nothing in it is understood.
-    """
+    """The data kind of a source. Raises: UserError when there is no such set or path, or nothing in it is understood."""
     if source in BUILTIN:
         return BUILTIN[source][0]
     path = Path(source)
@@ -78,9 +72,8 @@ def kind_of(source: str) -> str:
 
 
 def _kind_of_folder(path: Path) -> str:
-    for index, kind in INDEXES.items():
-        if (path / index).exists():
-            return kind
+    if kind := next((kind for index, kind in INDEXES.items() if (path / index).exists()), ""):
+        return kind
     here = [p for p in path.iterdir() if not p.name.startswith(".")]
     if not here or not all(map(_is_text, here)):
         return "pictures"  # its reader says what lacks
@@ -95,11 +88,7 @@ def _is_text(path: Path) -> bool:
 
 
 def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: None) -> Store:
-    """The store of a source, from the cache folder where it is there already, else read and kept.
-
-    Args:
-        say: told when the cache folder cannot be written (the data is then held in memory this time).
-    """
+    """The store of a source, from the cache folder where it is there already, else read and kept; `say` is told when that fails."""
     if config.source == ARRAYS:
         raise UserError(_("this run was trained on arrays, which are not in its folder"), "", _("in Python: pass the arrays again"))
     read, options = _reader(config)
