@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,13 +38,6 @@ class Chunk:
         """Its first n rows."""
         cut = {k: getattr(self, k)[:n] for k in ("ids", "at", "weight")}
         return replace(self, data={k: t[:n] for k, t in self.data.items()}, **cut)
-
-
-class Order(Protocol):
-    """Which rows each step takes: pure in (seed, epoch), so that a resume needs one number to find its place."""
-
-    def steps(self, epoch: int) -> int: ...
-    def ids(self, epoch: int, index: int) -> tuple[np.ndarray, int]: ...  # the rows of a step and the position of the first
 
 
 class Shuffled:
@@ -119,6 +112,10 @@ class Lanes:
     def ids(self, epoch: int, index: int) -> tuple[np.ndarray, int]:
         rows = np.arange(self.lanes) * self.each + index
         return np.where((rows < self.n) & (index < self.each), rows, -1), index * self.lanes
+
+
+# Pure in (seed, epoch), so that a resume finds its place; ids(epoch, index): the rows of a step and the position of the first.
+Order = Shuffled | ByTokens | Lanes
 
 
 @dataclass(frozen=True)

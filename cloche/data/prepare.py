@@ -129,6 +129,8 @@ class PicturesPrepare(Prepared):
             x = augment.jitter(x, u, self.augment.rotate, self.augment.brightness, self.augment.contrast, self.augment.mirror)
         x = augment.grey(x) if self.channels == 1 else x
         mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        if x.shape[1] == 1 and len(set(self.mean)) == len(set(self.std)) == 1:  # grey: do the work once, then repeat
+            return ((x - mean[:, :1]) / std[:, :1]).expand(-1, self.channels, -1, -1)
         return (x - mean) / std
 
     def device(self, chunk: Chunk) -> Chunk:

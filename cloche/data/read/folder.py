@@ -61,8 +61,7 @@ def read_pictures(root: Path, names: list[Path], pixels: int, left_out: LeftOut)
 
     def read(name: Path) -> tuple[Picture, np.ndarray] | Exception:
         try:
-            content = (root / name).read_bytes()
-            return decode(content, pixels), digest(content)
+            return decode(root / name, pixels), digest((root / name).read_bytes())  # first what bounds a file's size
         except (Unreadable, OSError) as fault:
             return fault
 
