@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cloche.build import precision_of
-from cloche.data.read.captions import NUMBERS
+from cloche.data.captions import NUMBERS
 from cloche.use.draw import tiles
 from cloche.use.model import Model, load
 from cloche.use.train import Options, judges, many, train

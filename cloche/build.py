@@ -17,7 +17,7 @@ from cloche.config import Fault, NetConfig, RecipeError
 from cloche.data.chunk import Part
 from cloche.data.kinds import KINDS
 from cloche.data.split import twins
-from cloche.data.store import Store, open_store
+from cloche.data.store import ARRAYS, BUILTIN, Store, open_store
 from cloche.errors import UserError
 from cloche.nets import NETS
 from cloche.nets.parts import BatchNorm
@@ -101,7 +101,7 @@ def facts_of(recipe: Recipe, data: Data) -> dict[str, Any]:
     source = Path(recipe.data.source)
     return {
         "format": 1,
-        "source": str(source.resolve()) if store.from_files else recipe.data.source,
+        "source": recipe.data.source if recipe.data.source in (*BUILTIN, ARRAYS) else str(source.resolve()),
         "fingerprint": store.fingerprint,
         "kind": store.kind,
         "labels": store.labels,

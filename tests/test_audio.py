@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cloche.data.audio import HOP_S, WINDOW_S, AudioConfig, AudioPrepare, mel_filters
+from cloche.data.audio import HIGH, HOP_S, KEYS, LOW, WINDOW_S, AudioConfig, AudioPrepare, decode, mel_filters, read_audio, read_dialtones
 from cloche.data.chunk import Chunk
 from cloche.data.pictures import Unreadable
-from cloche.data.read.audio import HIGH, KEYS, LOW, decode, read_audio, read_dialtones
 from cloche.data.split import split
 from cloche.data.store import Store
 from cloche.errors import UserError

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from cloche import rng
-from cloche.data.captions import CaptionsConfig, CaptionsPrepare
+from cloche.data.captions import NUMBERS, CaptionsConfig, CaptionsPrepare, read_captions, spoken
 from cloche.data.chunk import Part
 from cloche.data.read.builtin import read_digits
-from cloche.data.read.captions import NUMBERS, read_captions, spoken
 from cloche.data.store import Store, kind_of, open_store
 from cloche.errors import UserError
 

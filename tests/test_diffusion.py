@@ -10,10 +10,9 @@ from torch import nn
 
 from cloche import rng
 from cloche.config import RecipeError
-from cloche.data.captions import CaptionsConfig, CaptionsPrepare
+from cloche.data.captions import CaptionsConfig, CaptionsPrepare, spoken
 from cloche.data.chunk import Chunk, Part
 from cloche.data.read.builtin import read_digits
-from cloche.data.read.captions import spoken
 from cloche.data.store import Store
 from cloche.nets.textenc import TextencConfig
 from cloche.nets.unet import UnetConfig

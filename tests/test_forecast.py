@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from cloche.data.chunk import Part
-from cloche.data.read.series import read_airline
-from cloche.data.series import SeriesConfig, SeriesPrepare
+from cloche.data.series import SeriesConfig, SeriesPrepare, read_airline
 from cloche.data.store import Store
 from cloche.tasks.forecast import ForecastConfig, growing, naive, seasonal
 

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 import cloche
 from cloche import rng
 from cloche.config import Port
-from cloche.data.chunk import Part
-from cloche.data.order import Shuffled
+from cloche.data.chunk import Part, Shuffled
 from cloche.data.read.examples import Examples, row_digests
 from cloche.data.store import Store
 from cloche.errors import FAILED, WRONG_INPUT, UserError

@@ -9,10 +9,9 @@ import torch
 
 from cloche.config import Port
 from cloche.data.chunk import Part
-from cloche.data.pairs import BOS, EOS, PAD, UNK, PairsConfig, PairsPrepare
-from cloche.data.read.dates import FORMS, LANGUAGES, pair, read_dates, written
+from cloche.data.pairs import BOS, EOS, PAD, UNK, PairsConfig, PairsPrepare, examples, read_pairs
+from cloche.data.read.builtin import FORMS, LANGUAGES, pair, read_dates, written
 from cloche.data.read.examples import Examples
-from cloche.data.read.pairs import examples, read_pairs
 from cloche.data.store import Store
 from cloche.errors import UserError
 

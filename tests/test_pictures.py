@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from cloche.data.pictures import MAX_BYTES, MAX_PIXELS, Unreadable, decode, frame_size
+from cloche.data.pictures import MAX_BYTES, MAX_PIXELS, Unreadable, decode
 
 NBSP = "\u00a0"
 
@@ -102,11 +102,11 @@ GOLDEN = golden()
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_each_mode_gives_its_golden_array_and_the_header_tells_its_size(name):
+def test_each_mode_gives_its_golden_array(name):
     content, wanted = GOLDEN[name]
     got = decode(content, 64)
     assert got.array.dtype == np.uint8
-    assert got.array.shape == wanted.shape == frame_size(content, 64)
+    assert got.array.shape == wanted.shape
     np.testing.assert_array_equal(got.array, wanted)
     assert not got.turned
 
@@ -117,7 +117,6 @@ def test_a_path_and_its_bytes_give_the_same_picture_whatever_its_name(form, tmp_
     path = tmp_path / "picture.txt"
     path.write_bytes(content)
     np.testing.assert_array_equal(decode(path, 50).array, decode(content, 50).array)
-    assert frame_size(path, 50) == (50, 50, 3)
 
 
 @pytest.mark.parametrize("mode, tolerance", [("RGB", 4), ("CMYK", 4), ("L", 2)])
@@ -139,7 +138,7 @@ def test_the_first_picture_of_a_phone_s_mpo():
     content = saved(Image.fromarray(photo(40, 64)), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 40))], exif=exif, quality=98)
     got = decode(content, 100)
     assert np.abs(got.array.astype(int) - np.rot90(photo(40, 64))).mean() < 3
-    assert (got.turned, frame_size(content, 100)) == (True, (64, 40, 3))
+    assert (got.turned, got.array.shape) == (True, (64, 40, 3))
 
 
 def test_larger_axes_shrink_each_on_its_own_by_antialiased_bilinear():
@@ -149,7 +148,7 @@ def test_larger_axes_shrink_each_on_its_own_by_antialiased_bilinear():
     wanted = coarse.resize((16, 64), Image.Resampling.BILINEAR).resize((16, 16), Image.Resampling.BILINEAR)  # one axis after the other
     np.testing.assert_array_equal(decode(saved(coarse, "PNG"), 16).array, np.asarray(wanted))
     wide = saved(Image.fromarray(photo(10, 100)), "PNG")
-    assert decode(wide, 20).array.shape == frame_size(wide, 20) == (10, 20, 3)
+    assert decode(wide, 20).array.shape == (10, 20, 3)
 
 
 def test_a_filter_worked_by_hand():
@@ -162,7 +161,7 @@ def test_a_filter_worked_by_hand():
 def test_extreme_shapes(size):
     content = saved(Image.new("L", size, 77), "PNG")
     got = decode(content, 48).array
-    assert got.shape == (min(size[1], 48), min(size[0], 48), 1) == frame_size(content, 48)
+    assert got.shape == (min(size[1], 48), min(size[0], 48), 1)
     assert (got == 77).all()
 
 
@@ -174,7 +173,6 @@ def test_the_draft_of_a_big_jpeg_is_close_to_the_full_decode_and_repeatable(h, w
     full = np.asarray(Image.open(io.BytesIO(content)).resize((96, 96), Image.Resampling.BILINEAR))
     assert np.abs(got.astype(int) - full).mean() < 1
     np.testing.assert_array_equal(got, decode(content, 96).array)
-    assert frame_size(content, 96) == (96, 96, 3)
 
 
 # ---- upright
@@ -200,7 +198,7 @@ def test_eight_orientations_give_equal_arrays(mark, form, pixels):
     upright = decode(saved(Image.fromarray(array), "PNG"), pixels).array
     got = decode(content, pixels)
     np.testing.assert_array_equal(got.array, upright)
-    assert got.array.shape == frame_size(content, pixels)
+    assert got.array.shape == upright.shape
     assert got.turned == (mark != 1)
 
 
@@ -212,7 +210,7 @@ def test_eight_orientations_of_a_jpeg(mark):
     content = saved(lying(Image.fromarray(array), mark), "JPEG", quality=98, subsampling=0, exif=exif)
     got = decode(content, 100)
     assert np.abs(got.array.astype(int) - array).mean() < 2
-    assert (got.turned, frame_size(content, 100)) == (mark != 1, (40, 64, 3))
+    assert (got.turned, got.array.shape) == (mark != 1, (40, 64, 3))
 
 
 @pytest.mark.parametrize("mark", [0, 9, 255])
@@ -231,15 +229,15 @@ def test_a_damaged_exif_block_costs_no_picture(block):
     assert decode(content, 100).array.shape == (40, 60, 3)
 
 
-def test_a_mark_behind_the_pixels_of_a_png_counts_neither_in_the_header_nor_in_the_picture():
+def test_a_mark_behind_the_pixels_of_a_png_does_not_count():
     exif = Image.Exif()
     exif[274] = 6
     whole = saved(Image.fromarray(photo(40, 60)), "PNG", exif=exif)
     at = whole.index(b"eXIf") - 4
     length = 12 + int.from_bytes(whole[at : at + 4], "big")
     moved = whole[:at] + whole[at + length : -12] + whole[at : at + length] + whole[-12:]
-    assert decode(whole, 100).array.shape == frame_size(whole, 100) == (60, 40, 3)
-    assert decode(moved, 100).array.shape == frame_size(moved, 100) == (40, 60, 3)
+    assert decode(whole, 100).array.shape == (60, 40, 3)
+    assert decode(moved, 100).array.shape == (40, 60, 3)
 
 
 # ---- what cannot be read
@@ -268,17 +266,16 @@ def test_the_reason_names_a_cut_at_65_536_as_people_write_numbers():
 def test_empty_and_foreign_files(tmp_path):
     empty = tmp_path / "empty.jpg"
     empty.touch()
-    for read in (decode, frame_size):
-        with pytest.raises(Unreadable, match="^empty file$"):
-            read(empty, 48)
-        with pytest.raises(Unreadable, match="^not a picture: none of JPEG, PNG"):
-            read(b"<!doctype html><title>404</title>", 48)
-        with pytest.raises(Unreadable, match="^not a picture"):
-            read(saved(Image.new("RGB", (4, 4)), "ICO"), 48)  # a format that Pillow knows and the list does not
-        with pytest.raises(Unreadable, match="^No such file or directory$"):
-            read(tmp_path / "gone.jpg", 48)
-        with pytest.raises(Unreadable, match="^ends at byte 2$|^damaged"):
-            read(b"BM", 48)
+    with pytest.raises(Unreadable, match="^empty file$"):
+        decode(empty, 48)
+    with pytest.raises(Unreadable, match="^not a picture: none of JPEG, PNG"):
+        decode(b"<!doctype html><title>404</title>", 48)
+    with pytest.raises(Unreadable, match="^not a picture"):
+        decode(saved(Image.new("RGB", (4, 4)), "ICO"), 48)  # a format that Pillow knows and the list does not
+    with pytest.raises(Unreadable, match="^No such file or directory$"):
+        decode(tmp_path / "gone.jpg", 48)
+    with pytest.raises(Unreadable, match="^ends at byte 2$|^damaged"):
+        decode(b"BM", 48)
 
 
 def test_damage_in_the_middle_is_told_as_damage():
@@ -292,8 +289,6 @@ def test_damage_in_the_middle_is_told_as_damage():
 def test_floating_point_and_32_bit_greys_are_refused_by_name():
     with pytest.raises(Unreadable, match="mode F"):
         decode(saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), 48)
-    with pytest.raises(Unreadable, match="mode F"):
-        frame_size(saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), 48)
     with pytest.raises(Unreadable, match="mode LAB"):
         decode(saved(Image.new("LAB", (4, 4)), "TIFF"), 48)
     for low, high in ((0, 65536), (-3, 9)):
@@ -311,13 +306,13 @@ def head_only(w, h):
 @pytest.mark.parametrize("w, h", [(8001, 8000), (65536, 1), (1, 65536), (10000, 10000), (13000, 13000), (20000, 20000), (2**31 - 1,) * 2])
 def test_too_many_pixels_are_refused_from_the_header_without_a_warning(w, h):
     found = f"{w:,} × {h:,} pixels".replace(",", NBSP) + f", more than the 64{NBSP}000{NBSP}000, or 65{NBSP}535 a side"
-    for read in (decode, frame_size):
-        with pytest.raises(Unreadable, match=re.escape(found)):
-            read(head_only(w, h), 48)
+    with pytest.raises(Unreadable, match=re.escape(found)):
+        decode(head_only(w, h), 48)
 
 
 def test_as_many_pixels_as_the_cap_are_read():
-    assert frame_size(head_only(8000, 8000), 48) == (48, 48, 3)
+    with pytest.raises(Unreadable, match="^ends at byte|^damaged"):  # no word of its size: its pixels were looked for
+        decode(head_only(8000, 8000), 48)
     assert MAX_PIXELS == 8000 * 8000
 
 
@@ -387,4 +382,4 @@ def test_random_bytes_flipped_never_raise_anything_else(form):
         except Unreadable as reason:
             assert str(reason)
             continue
-        assert got.array.shape == frame_size(bad.tobytes(), 32)
+        assert max(got.array.shape[:2]) <= 32 and got.array.shape[2] in (1, 3)

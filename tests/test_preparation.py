@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from cloche import rng
 from cloche.build import open_data
+from cloche.data.chunk import Shuffled
 from cloche.data.kinds import KINDS
-from cloche.data.order import Shuffled
 from cloche.errors import UserError
 from cloche.recipe import change, find, parse
 from cloche.use.model import Model

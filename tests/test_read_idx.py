@@ -17,10 +17,6 @@ NAMES = {("train", "images"): "train-images-idx3-ubyte", ("train", "labels"): "t
 NAMES |= {("test", "images"): "t10k-images-idx3-ubyte", ("test", "labels"): "t10k-labels-idx1-ubyte"}
 
 
-def dirty(_name, shape, dtype):
-    return np.full(shape, 99, dtype)
-
-
 def packed(array):
     return struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
@@ -47,7 +43,7 @@ def put(root, suffix="", dot="-", **replaced):
 
 def expect_fault(root, **wanted):
     with pytest.raises(UserError) as caught:
-        read_idx(root, 28, dirty)
+        read_idx(root, 28)
     for name, text in wanted.items():
         assert text.replace(" ", "\u00a0") == getattr(caught.value, name).replace(" ", "\u00a0"), caught.value
     return caught.value
@@ -58,7 +54,7 @@ def expect_fault(root, **wanted):
 def test_the_four_files(suffix, dot, tmp_path):
     put(tmp_path, suffix, dot)
     assert looks_like_idx(tmp_path)
-    got = read_idx(tmp_path, 28, dirty)
+    got = read_idx(tmp_path, 28)
     wanted = np.concatenate([arrays()["train", "images"], arrays()["test", "images"]])
     np.testing.assert_array_equal(got.fields["image"], wanted[..., None])
     assert (got.kind, got.fields["image"].dtype, got.fields["size"].dtype) == ("pictures", np.uint8, np.int32)
@@ -76,31 +72,31 @@ def test_the_unpacked_file_is_taken_where_both_lie(tmp_path):
     put(tmp_path)
     for key, array in arrays().items():
         (tmp_path / (NAMES[key] + ".gz")).write_bytes(gzip.compress(packed(array * 0)))
-    assert read_idx(tmp_path, 28, dirty).label.max() == 5
+    assert read_idx(tmp_path, 28).label.max() == 5
 
 
 def test_test_may_be_called_test(tmp_path):
     put(tmp_path)
     for kind in ("images", "labels"):
         (tmp_path / NAMES["test", kind]).rename(tmp_path / NAMES["test", kind].replace("t10k", "test"))
-    assert read_idx(tmp_path, 28, dirty).part.tolist() == [TRAIN] * 7 + [TEST] * 2
+    assert read_idx(tmp_path, 28).part.tolist() == [TRAIN] * 7 + [TEST] * 2
 
 
 def test_train_alone_tells_no_split(tmp_path):
     put(tmp_path, t10k_images_idx3_ubyte=None, t10k_labels_idx1_ubyte=None)
-    got = read_idx(tmp_path, 28, dirty)
+    got = read_idx(tmp_path, 28)
     assert got.part.tolist() == [NONE] * 7
     assert got.labels == ["0", "1", "2", "3"]
 
 
 def test_larger_pictures_shrink_by_the_decoder_s_filter(tmp_path):
     put(tmp_path)
-    got = read_idx(tmp_path, 4, dirty)
+    got = read_idx(tmp_path, 4)
     assert got.fields["image"].shape == (9, 4, 4, 1)
     assert got.fields["size"].tolist() == [[4, 4]] * 9
     row = Image.fromarray(arrays()["train", "images"][3].astype(np.uint8)).resize((4, 4), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(got.fields["image"][3, :, :, 0], np.asarray(row))
-    np.testing.assert_array_equal(got.digest, read_idx(tmp_path, 28, dirty).digest)  # of what the file holds
+    np.testing.assert_array_equal(got.digest, read_idx(tmp_path, 28).digest)  # of what the file holds
 
 
 def test_mnist_s_size_takes_a_second(tmp_path):
@@ -110,7 +106,7 @@ def test_mnist_s_size_takes_a_second(tmp_path):
         (tmp_path / NAMES[part, "images"]).write_bytes(packed(g.integers(0, 256, (n, 28, 28), np.uint8)))
         (tmp_path / NAMES[part, "labels"]).write_bytes(packed(g.integers(0, 10, n, np.uint8)))
     t0 = time.monotonic()
-    got = read_idx(tmp_path, 48, dirty)
+    got = read_idx(tmp_path, 48)
     assert time.monotonic() - t0 < 5  # measured 0.3
     assert got.fields["image"].shape == (70_000, 28, 28, 1)
 

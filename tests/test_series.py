@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from cloche.data.chunk import Part
-from cloche.data.read.series import read_airline, read_series
-from cloche.data.series import SeriesConfig, SeriesPrepare
+from cloche.data.series import SeriesConfig, SeriesPrepare, read_airline, read_series
 from cloche.data.store import Store
 from cloche.errors import UserError
 
@@ -83,7 +82,7 @@ MONTHS = "month,people\n1950-01,5\n1950-02,6\n1950-03,7\n"
         ("1950-01,5\n1950-02,6\n1950-03,7\n1950-04,8\n", "line 1: 1950-01, 5; 3 more"),  # no header
         ("month,people\n1950-01,5\n1950-02,6\n", "line 1: month, people; 2 more"),
         ("", "line 1: ; 0 more"),
-        (MONTHS.encode() + b"1950-04,\xff8\n", "not UTF-8 at byte 51"),
+        (MONTHS.encode() + b"1950-04,\xff8\n", "byte 51: 0xff"),
         (MONTHS + '1950-04,"8\n', "unexpected end of data"),
     ],
 )

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from cloche import rng
-from cloche.data.chunk import Part
-from cloche.data.order import ByTokens, Lanes, Shuffled
+from cloche.data.chunk import ByTokens, Lanes, Part, Shuffled
 from cloche.data.read.examples import NONE, TEST, TRAIN, VALIDATION
 from cloche.data.split import check_classes, split, twins
 from cloche.data.table import on_grid

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cloche.data.table import GRID, Ragged, Table, on_grid, pad
+from cloche.data.table import GRID, Ragged, Table, on_grid
+from cloche.data.text import TextPrepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,8 +66,8 @@ def test_any_rows_come_out_as_they_went_in(lengths, width, data):
     for row, i in zip(taken, ids, strict=True):
         np.testing.assert_array_equal(row[: lengths[i]], rows[i].reshape(lengths[i], *row.shape[1:]))
         assert not row[lengths[i] :].any()
-    few, same = pad([rows[i] for i in ids])  # what a person gives is padded as a table pads
-    assert torch.equal(few, taken) and torch.equal(same, length)
+    few = TextPrepare.gather(TextPrepare, [{"x": rows[i]} for i in ids])  # what a person gives is padded as a table pads
+    assert torch.equal(few["x"], taken) and torch.equal(few["x_len"], length)
 
 
 def test_a_table_gives_a_ragged_field_padded_beside_its_lengths():

@@ -8,9 +8,8 @@ import torch
 
 from cloche.data.chunk import Part
 from cloche.data.read.examples import Examples
-from cloche.data.read.text import examples, read_pydocs, read_text
 from cloche.data.store import Store
-from cloche.data.text import TextConfig, TextPrepare, open_tokenizer, train_tokenizer
+from cloche.data.text import TextConfig, TextPrepare, examples, open_tokenizer, read_pydocs, read_text, train_tokenizer
 from cloche.errors import UserError
 
 KINDS = ("bpe", "words", "characters")

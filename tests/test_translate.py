@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cloche.data.chunk import Part
-from cloche.data.pairs import PAD, PairsConfig, PairsPrepare
-from cloche.data.read.pairs import examples
+from cloche.data.pairs import PAD, PairsConfig, PairsPrepare, examples
 from cloche.data.store import Store
 from cloche.nets.transformer import TransformerConfig
 from cloche.tasks.translate import TranslateConfig

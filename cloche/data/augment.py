@@ -14,43 +14,23 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
 def resize(x: Tensor, size: Tensor, pixels: int) -> Tensor:
-    """Bilinear: the top-left (h, w) of each row's frame becomes pixels × pixels, as F.interpolate(align_corners=False).
-
-    Args:
-        x: (B, H, W, C) float. size: (B, 2) integer, each row's own (h, w).
-    Returns: (B, pixels, pixels, C).
-    """
-    y = _lerp(x, size[:, 0], pixels, 1)  # (B, pixels, W, C)
-    return _lerp(y, size[:, 1], pixels, 2)  # (B, pixels, pixels, C)
-
-
-def _lerp(x: Tensor, side: Tensor, pixels: int, axis: int) -> Tensor:
-    """Each row's first `side` places along an axis, read at `pixels` even places."""
-    scale = side.to(torch.float32)[:, None] / pixels
-    place = (torch.arange(pixels, device=x.device) + 0.5)[None] * scale - 0.5  # (B, pixels)
-    place = torch.minimum(place.clamp(min=0), side[:, None].to(torch.float32) - 1)
-    low = place.floor()
-    high = torch.minimum(low + 1, side[:, None].to(torch.float32) - 1)
-    shape = [len(x), 1, 1, 1]
-    shape[axis] = pixels
-    full = list(x.shape)
-    full[axis] = pixels
-    part = (place - low).view(shape)
-    a = x.gather(axis, low.long().view(shape).expand(full))
-    b = x.gather(axis, high.long().view(shape).expand(full))
-    return a * (1 - part) + b * part
+    """Bilinear: the top-left `size` (B, 2) of each row's frame x (B, H, W, C) becomes pixels × pixels, as F.interpolate's."""
+    for axis, shape in ((1, (-1, pixels, 1, 1)), (2, (-1, 1, pixels, 1))):
+        side = size[:, axis - 1, None].to(torch.float32)  # (B, 1)
+        place = (torch.arange(pixels, device=x.device) + 0.5)[None] * (side / pixels) - 0.5  # (B, pixels)
+        place = torch.minimum(place.clamp(min=0), side - 1)
+        low = place.floor()
+        high, part = torch.minimum(low + 1, side - 1), (place - low).view(shape)
+        a, b = (x.take_along_dim(at.long().view(shape), axis) for at in (low, high))
+        x = a * (1 - part) + b * part
+    return x
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Each picture about its centre, bilinear, black outside.
-
-    Args:
-        x: (B, C, h, w). turns: (B,) radians, positive anticlockwise.
-    """
+    """Each picture (B, C, h, w) about its centre, bilinear, black outside. turns: (B,) radians, positive anticlockwise."""
     cos, sin, zero = turns.cos(), turns.sin(), torch.zeros_like(turns)
-    theta = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)  # (B, 2, 3)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, align_corners=False)
+    theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
 def brightness(x: Tensor, by: Tensor) -> Tensor:
@@ -60,8 +40,8 @@ def brightness(x: Tensor, by: Tensor) -> Tensor:
 
 def contrast(x: Tensor, by: Tensor) -> Tensor:
     """Away from or towards the mean grey of the picture, kept in 0..1. by: (B,)."""
-    mean = grey(x).mean(3).flatten(1).mean(1).view(-1, 1, 1, 1)  # in two steps: one long reduction is cut by the number of threads
-    return (x * by.view(-1, 1, 1, 1) + mean * (1 - by.view(-1, 1, 1, 1))).clamp(0, 1)
+    mean, by = grey(x).mean(3).flatten(1).mean(1).view(-1, 1, 1, 1), by.view(-1, 1, 1, 1)  # one long reduction is cut by threads: two steps
+    return (x * by + mean * (1 - by)).clamp(0, 1)
 
 
 def grey(x: Tensor) -> Tensor:
@@ -73,11 +53,7 @@ def grey(x: Tensor) -> Tensor:
 
 
 def jitter(x: Tensor, u: Tensor, degrees: float, bright: float, contrasts: float, mirror: bool) -> Tensor:
-    """The primer's training preparation: rotation ±degrees, brightness and contrast 1 ± share; mirror: half of them left to right.
-
-    Args:
-        x: (B, C, h, w) in 0..1. u: (B, 4) uniform draws.
-    """
+    """x (B, C, h, w) in 0..1, turned by ±degrees, brightness and contrast 1 ± share, half of them mirrored; u: (B, 4) uniform draws."""
     if mirror:
         x = torch.where((u[:, 3] < 0.5).view(-1, 1, 1, 1), x.flip(3), x)
     if degrees:

@@ -25,7 +25,6 @@ FORMATS = (
     (rb"P[1-6]\s", "PPM", b"", slice(0)),
 )
 GREY, COLOUR = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"), ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-CHANNELS = dict.fromkeys(GREY, 1) | dict.fromkeys(COLOUR, 3)
 KEY_SCALE = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}  # Pillow brings the pixels of these PNGs to 8 bits, but not their transparent colour
 UPRIGHT = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2))
 Image.init()  # fills Image.OPEN
@@ -47,7 +46,6 @@ def decode(source: Path | bytes, pixels: int) -> Picture:
     a transparent colour lie over white. 16-bit grey is round(v / 257), of 16-bit colour the high byte is kept. Then it is turned by its
     EXIF mark (in a PNG one before the pixels), and each axis longer than `pixels` is shrunk to it by Pillow's antialiased BILINEAR.
 
-    Returns: (h, w, c) uint8, h and w ≤ pixels.
     Raises: Unreadable for an empty, cut, damaged or foreign file, one beyond MAX_PIXELS, MAX_SIDE or MAX_BYTES, and floating-point pixels.
     """
     with _opened(source) as (image, mark):
@@ -61,11 +59,12 @@ def decode(source: Path | bytes, pixels: int) -> Picture:
     return Picture(array.reshape(*array.shape[:2], -1), mark in UPRIGHT)
 
 
-def frame_size(source: Path | bytes, pixels: int) -> tuple[int, int, int]:
-    """(h, w, c) of what `decode` will return, from the header alone."""
-    with _opened(source) as (image, mark):
-        w, h = image.size[::-1] if mark in (5, 6, 7, 8) and image.format != "TIFF" else image.size
-        return min(h, pixels), min(w, pixels), CHANNELS[image.mode]
+def framed(pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Pictures of many sizes as one `image` (n, H, W, C) uint8, each in the top-left corner, and their own `size` (n, 2) int32."""
+    image = np.zeros((len(pictures), *np.max([array.shape for array in pictures], 0)), np.uint8)
+    for row, array in zip(image, pictures, strict=True):
+        row[: array.shape[0], : array.shape[1]] = array  # one channel broadcasts to three
+    return {"image": image, "size": np.array([array.shape[:2] for array in pictures], np.int32)}
 
 
 def shrunk(image: Image.Image, pixels: int) -> Image.Image:
@@ -91,7 +90,7 @@ def _opened(source: Path | bytes) -> Iterator[tuple[Image.Image, int]]:
             image = Image.OPEN[name][0](file, "")  # not Image.open: that warns of a big picture before our bound is looked at
             if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{number(image.width)} × {number(image.height)}")
-            if image.mode not in CHANNELS:
+            if image.mode not in GREY + COLOUR:
                 raise Unreadable(_("mode {mode} (F is floating point): save it as RGB or grey, 8 or 16 bits").format(mode=image.mode))
             with suppress(Exception):  # a damaged mark; the pixels may well be whole. A PNG's own getexif would decode them to look behind
                 mark = Image.Image.getexif(image).get(274, 1)

@@ -1,12 +1,9 @@
-"""The one preparation of all verbs: what was fitted on the training part, as JSON, and how a row becomes a net's input.
-
-Each data kind has its Config (the `[data]` table) and its Prepare side by side; both kinds give the net float32, rows first.
-"""
+"""The one preparation of all verbs: what was fitted on the training part, as JSON, and how a row becomes a net's input."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,8 +14,9 @@ from cloche import rng
 from cloche.config import Frozen, Port
 from cloche.data import augment
 from cloche.data.chunk import Chunk
-from cloche.data.pictures import Unreadable, decode
+from cloche.data.pictures import Unreadable, decode, framed
 from cloche.data.split import check_classes, split
+from cloche.data.table import Ragged, Table
 from cloche.errors import UserError
 from cloche.words import _
 
@@ -35,7 +33,7 @@ class DataConfig(Frozen):
 
     in_order: ClassVar[bool] = False  # cut as the rows stand: running text, time
 
-    def parts(self, store: "RowsOf") -> dict[str, np.ndarray]:
+    def parts(self, store: Any) -> dict[str, np.ndarray]:
         """The rows of train, validation and test."""
         rows = split(store.group, store.label, store.part, self.validation, self.test, self.fold, self.in_order)
         check_classes(store.label, store.labels, rows)
@@ -64,7 +62,23 @@ class ColumnsConfig(DataConfig):
     normalize: bool = Field(True, description=_("subtract the mean, divide by the standard deviation of the training part"))
 
 
-class PicturesPrepare(Frozen):
+class Prepared(Frozen):
+    """What preparations share. ragged: whether the fields of an input differ in length, and are padded as a table pads."""
+
+    ragged: ClassVar[bool] = False
+
+    def view(self, store: Any, ids: np.ndarray) -> tuple[Any, np.ndarray]:
+        """The rows of a part as the loop reads them, and their numbers there."""
+        return store, ids
+
+    def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+        """Inputs → the fields of a chunk, as the rows of a part give them."""
+        rows = {name: [e[name] for e in encoded] for name in encoded[0]}
+        fields = {name: Ragged.of(r, r[0].dtype) if self.ragged else np.stack(r) for name, r in rows.items()}
+        return Table(fields).rows(np.arange(len(encoded)))
+
+
+class PicturesPrepare(Prepared):
     """Pictures: decode, resize, scale to 0..1, augment while training, grey or colour, normalise. Gives (B, C, pixels, pixels)."""
 
     kind: Literal["pictures"] = "pictures"
@@ -76,15 +90,9 @@ class PicturesPrepare(Frozen):
     augment: Augment = Augment()
 
     @classmethod
-    def fit(cls, store: "RowsOf", rows: dict[str, np.ndarray], config: PicturesConfig) -> "PicturesPrepare":
-        plain = cls(
-            pixels=config.pixels,
-            channels=config.channels,
-            mean=(0.0,) * config.channels,
-            std=(1.0,) * config.channels,
-            labels=tuple(store.labels),
-            augment=config.augment,
-        )
+    def fit(cls, store: Any, rows: dict[str, np.ndarray], config: PicturesConfig) -> "PicturesPrepare":
+        given = {"pixels": config.pixels, "channels": config.channels, "labels": tuple(store.labels), "augment": config.augment}
+        plain = cls(**given, mean=(0.0,) * config.channels, std=(1.0,) * config.channels)
         if not config.normalize:
             return plain
         mean, std = moments(plain.inputs(store.rows(i)).transpose(0, 1).flatten(1).T for i in batches(rows["train"]))
@@ -94,40 +102,24 @@ class PicturesPrepare(Frozen):
     def port(self) -> Port:
         return Port("image", (self.channels, self.pixels, self.pixels))
 
-    def view(self, store: Any, ids: np.ndarray) -> tuple[Any, np.ndarray]:
-        return store, ids
-
     def encode(self, given: str | Path | bytes | np.ndarray) -> dict[str, np.ndarray]:
         """One picture (a path, a file's bytes, or an (h, w) or (h, w, c) uint8 array) → its fields, as the store holds them."""
         if isinstance(given, np.ndarray):
             array = given[..., None] if given.ndim == 2 else given
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or max(array.shape[:2]) > self.pixels:
-                raise UserError(
-                    _("an array for a picture is uint8, (h, w) or (h, w, 1 or 3), at most {pixels} pixels a side").format(
-                        pixels=self.pixels
-                    ),
-                    f"{given.dtype} {given.shape}",
-                    _("give the file instead: it is reduced as the training pictures were"),
-                )
+                what = _("an array for a picture is uint8, (h, w) or (h, w, 1 or 3), at most {pixels} pixels a side")
+                do = _("give the file instead: it is reduced as the training pictures were")
+                raise UserError(what.format(pixels=self.pixels), f"{given.dtype} {given.shape}", do)
         else:
             try:
                 array = decode(given if isinstance(given, bytes) else Path(given), self.pixels).array
             except Unreadable as fault:
-                name = _("the bytes") if isinstance(given, bytes) else given
-                raise UserError(
-                    _("{path} cannot be read as a picture").format(path=name),
-                    str(fault),
-                    _("give a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM file"),
-                ) from None
-        return {"image": array, "size": np.array(array.shape[:2], np.int32)}
+                what = _("{path} cannot be read as a picture").format(path=_("the bytes") if isinstance(given, bytes) else given)
+                raise UserError(what, str(fault), _("give a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM file")) from None
+        return {"image": array}
 
     def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        """Encoded pictures of many sizes → one frame with each in the top-left corner, as `Store.rows` gives them."""
-        h, w, c = (max(e["image"].shape[axis] for e in encoded) for axis in range(3))
-        frame = np.zeros((len(encoded), h, w, c), np.uint8)
-        for row, e in zip(frame, encoded, strict=True):
-            row[: e["image"].shape[0], : e["image"].shape[1]] = e["image"]  # one channel broadcasts to three
-        return {"image": torch.from_numpy(frame), "size": torch.from_numpy(np.stack([e["size"] for e in encoded]))}
+        return {name: torch.from_numpy(a) for name, a in framed([e["image"] for e in encoded]).items()}
 
     def inputs(self, data: dict[str, Tensor], u: Tensor | None = None) -> Tensor:
         """`image` and `size` → (B, channels, pixels, pixels); u: (B, 4) draws where the pictures are to be changed."""
@@ -153,7 +145,7 @@ class PicturesPrepare(Frozen):
         return (x.float().cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-class ColumnsPrepare(Frozen):
+class ColumnsPrepare(Prepared):
     """Columns of numbers, each scaled by the training part's mean and standard deviation. Gives (B, F)."""
 
     kind: Literal["columns"] = "columns"
@@ -163,20 +155,16 @@ class ColumnsPrepare(Frozen):
     labels: tuple[str, ...] = Field(strict=False)
 
     @classmethod
-    def fit(cls, store: "RowsOf", rows: dict[str, np.ndarray], config: ColumnsConfig) -> "ColumnsPrepare":
-        ids = rows["train"]
+    def fit(cls, store: Any, rows: dict[str, np.ndarray], config: ColumnsConfig) -> "ColumnsPrepare":
+        ids, mean, std = rows["train"], (), ()
+        if config.normalize:
+            mean, std = moments(store.rows(i)["columns"].flatten(1) for i in batches(ids))
         shape = tuple(next(iter(store.rows(ids[:1]).values())).shape[1:])
-        if not config.normalize:
-            return cls(shape=shape, mean=(), std=(), labels=tuple(store.labels))
-        mean, std = moments(store.rows(i)["columns"].flatten(1) for i in batches(ids))
         return cls(shape=shape, mean=mean, std=std, labels=tuple(store.labels))
 
     @property
     def port(self) -> Port:
         return Port("vector", self.shape)
-
-    def view(self, store: Any, ids: np.ndarray) -> tuple[Any, np.ndarray]:
-        return store, ids
 
     def encode(self, given: Any) -> dict[str, np.ndarray]:
         """One row: numbers, or text such as "0.5 -1" or "0.5,-1"."""
@@ -186,15 +174,9 @@ class ColumnsPrepare(Frozen):
             row = np.empty(0, np.float32)
         wanted = int(np.prod(self.shape))
         if row.size != wanted or not np.isfinite(row).all():
-            raise UserError(
-                _("a row of this run is {n} numbers").format(n=wanted),
-                str(given),
-                _('for example "{example}"').format(example=" ".join(["0.5"] * wanted)),
-            )
+            do = _('for example "{example}"').format(example=" ".join(["0.5"] * wanted))
+            raise UserError(_("a row of this run is {n} numbers").format(n=wanted), str(given), do)
         return {"columns": row.reshape(self.shape)}
-
-    def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        return {"columns": torch.from_numpy(np.stack([e["columns"] for e in encoded]))}
 
     def device(self, chunk: Chunk) -> Chunk:
         if not self.mean:
@@ -202,17 +184,6 @@ class ColumnsPrepare(Frozen):
         x = chunk.data["columns"]
         mean, std = (torch.tensor(v, device=x.device).view(self.shape) for v in (self.mean, self.std))
         return replace(chunk, data={**chunk.data, "columns": (x - mean) / std})
-
-
-class RowsOf(Protocol):
-    """What a preparation is fitted on: the store."""
-
-    labels: list[str]
-    label: np.ndarray
-    group: np.ndarray
-    part: np.ndarray
-
-    def rows(self, ids: np.ndarray) -> dict[str, Tensor]: ...
 
 
 def batches(ids: np.ndarray, size: int = 2048) -> Iterator[np.ndarray]:

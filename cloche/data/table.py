@@ -30,6 +30,11 @@ class Ragged:
     def __getitem__(self, i: int) -> Any:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
+    def texts(self, ids: np.ndarray) -> list[str]:
+        """Rows of UTF-8 bytes, read."""
+        values = np.asarray(torch.as_tensor(self.values).cpu())
+        return [bytes(values[self.offsets[i] : self.offsets[i + 1]]).decode() for i in ids]
+
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
@@ -49,12 +54,6 @@ class Ragged:
 def on_grid(length: Any) -> Any:
     """A length, or an array of them, rounded up; at least GRID."""
     return np.maximum(1, -(-length // GRID)) * GRID
-
-
-def pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """A few rows of different lengths, padded as a table pads them: (B, L, …), (B,) int64."""
-    ragged = Ragged.of(rows, rows[0].dtype)
-    return Ragged(torch.from_numpy(ragged.values), ragged.offsets).take(np.arange(len(rows)))
 
 
 class Table:

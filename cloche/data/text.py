@@ -8,18 +8,22 @@ Beside each token stands the number of UTF-8 bytes that it is, so that figures c
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from pathlib import Path
+from pydoc_data.topics import topics
+import re
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 import torch
-from torch import Tensor
 
-from cloche.config import Frozen, Port
+from cloche.config import Port
 from cloche.data.chunk import Chunk
-from cloche.data.prepare import DataConfig
-from cloche.data.table import Table, pad
+from cloche.data.prepare import DataConfig, Prepared
+from cloche.data.read.examples import Examples, examples_of, utf8
+from cloche.data.table import Ragged, Table
+from cloche.errors import UserError
 from cloche.words import _, number
 
 UNKNOWN = "<unk>"  # of words and characters; bytes are never unknown
@@ -28,6 +32,7 @@ WORD = r" ?[\p{L}\p{M}\p{N}_]+|\n+|[^\S\n]+(?!\S)| ?[^\s\p{L}\p{M}\p{N}_]%s|\s"
 PIECES = {"bpe": WORD % "+", "words": WORD % "", "characters": r"[\s\S]"}
 PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE writes as their own Latin-1 character
 BYTES = {chr(b): b for b in PLAIN} | {chr(256 + n): b for n, b in enumerate(sorted(set(range(256)) - set(PLAIN)))}
+LEAST_BYTES, LEAST_ROWS = 2000, 20
 
 
 def train_tokenizer(texts: list[str], kind: str, size: int, specials: list[str]) -> str:
@@ -67,17 +72,51 @@ class TextConfig(DataConfig):
     in_order: ClassVar = True
 
 
-class TextPrepare(Frozen):
+def read_text(path: Path) -> Examples:
+    """`text` as ragged UTF-8 bytes, a row a paragraph with the empty line after it; a line, where there are no paragraphs. notes: repeated.
+
+    Raises: UserError for bytes that are not UTF-8 (file and byte), for an empty folder, and for empty or too short text.
+    """
+    found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    return examples({p.name: utf8(p) for p in found}, str(path))
+
+
+def read_pydocs() -> Examples:
+    """The English of CPython's own documentation, as `help()` shows it; its length differs between versions of Python."""
+    return examples({name: topics[name] for name in sorted(topics)}, "pydocs")
+
+
+def examples(texts: dict[str, str], source: str) -> Examples:
+    """texts: by the name of their file, in order."""
+    for end, cut in (("\n\n", r"\n(?:[^\S\n]*\n)+"), ("\n", r"\n")):
+        seen: dict[bytes, str] = {}  # paragraph → where it stood first
+        pieces = [(piece, f"{name}:{n}") for name, text in texts.items() for n, piece in enumerate(re.split(cut, text), 1) if piece.strip()]
+        for piece, where in pieces:
+            seen.setdefault((piece.strip("\n").rstrip() + end).encode(), where)
+        if len(seen) >= LEAST_ROWS:
+            break
+    size = sum(map(len, seen))
+    if len(seen) < LEAST_ROWS or size < LEAST_BYTES:
+        what = _("the text in {path} is too short") if seen else _("the text in {path} is empty")
+        found = _("{n} bytes in {m} different paragraphs or lines").format(n=number(size), m=number(len(seen)))
+        told = _("give at least {n} bytes in {m} paragraphs with an empty line between them, or as many lines")
+        raise UserError(what.format(path=source), found, told.format(n=number(LEAST_BYTES), m=LEAST_ROWS))
+    rows = {"text": Ragged.of(list(seen), np.uint8)}
+    return examples_of("text", rows, list(seen.values()), ((row,) for row in seen), notes={"repeated": len(pieces) - len(seen)})
+
+
+class TextPrepare(Prepared):
     """Gives tokens and bytes (B, T + 1); 0 bytes where nothing is to be foretold: the start, and what follows the end."""
 
     kind: Literal["text"] = "text"
     tokenizer: str
     window: int
     labels: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
 
     @classmethod
     def fit(cls, store: Any, rows: dict[str, np.ndarray], config: TextConfig) -> "TextPrepare":
-        texts = [store.fields["text"][int(i)].numpy().tobytes().decode() for i in rows["train"]]
+        texts = store.fields["text"].texts(rows["train"])
         return cls(tokenizer=train_tokenizer(texts, config.tokens, config.vocabulary, []), window=config.window)
 
     @cached_property
@@ -104,13 +143,9 @@ class TextPrepare(Frozen):
         return b"".join(self.pieces[t] or b"\xef\xbf\xbd" for t in tokens)
 
     def view(self, store: Any, ids: np.ndarray) -> tuple["Windows", np.ndarray]:
-        texts = [store.fields["text"][int(i)].numpy().tobytes().decode() for i in ids]
+        texts = store.fields["text"].texts(ids)
         rows = Windows(self.encode(texts), self.window, "".join(texts).encode(), store.name(int(ids[0])))
         return rows, np.arange(rows.n)
-
-    def gather(self, encoded: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        padded = {name: pad([e[name] for e in encoded]) for name in ("tokens", "bytes")}
-        return {name: rows for name, (rows, _length) in padded.items()} | {"tokens_len": padded["tokens"][1]}
 
     def device(self, chunk: Chunk) -> Chunk:
         """While training, all windows begin later by a number that each epoch draws, so that no token is always the first of its own."""

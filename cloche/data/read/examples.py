@@ -1,6 +1,6 @@
 """What every reader returns: examples as they came, decoded but not yet prepared, each with its content hash."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 import hashlib
 from pathlib import Path
@@ -12,7 +12,6 @@ from cloche.errors import UserError
 from cloche.words import _, number
 
 NONE, TRAIN, VALIDATION, TEST = 0, 1, 2, 3  # the part that the source itself gives an example
-Allocate = Callable[[str, tuple[int, ...], type], np.ndarray]  # (field, shape, dtype) → array
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,14 @@ class Examples:
         return len(self.digest)
 
 
+def examples_of(kind: str, fields: dict[str, Any], names: list[str], contents: Iterable[tuple], **more: Any) -> Examples:
+    """Examples without parts, and without classes where `more` gives none. contents: for each row, what its hash is taken of."""
+    digests, none = np.stack([digest(*c) for c in contents]), np.zeros(len(names), np.int64)
+    return Examples(
+        **{"label": none, "labels": [], **more}, kind=kind, fields=fields, names=names, digest=digests, part=none.astype(np.uint8)
+    )
+
+
 def digest(*contents: bytes | memoryview | np.ndarray) -> np.ndarray:
     """(16,) uint8 hash of what an example is made of."""
     h = hashlib.blake2b(digest_size=16)
@@ -52,8 +59,7 @@ def digest(*contents: bytes | memoryview | np.ndarray) -> np.ndarray:
 
 def row_digests(rows: np.ndarray) -> np.ndarray:
     """(n, 16) uint8, a hash for each row of an array."""
-    flat = np.ascontiguousarray(rows).reshape(len(rows), -1)
-    return np.stack([digest(row) for row in flat]) if len(flat) else np.empty((0, 16), np.uint8)
+    return np.stack([digest(row) for row in rows])
 
 
 def utf8(path: Path) -> str:

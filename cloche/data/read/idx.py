@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cloche.data.pictures import shrunk
-from cloche.data.read.examples import NONE, TEST, TRAIN, Allocate, Examples, row_digests
+from cloche.data.read.examples import NONE, TEST, TRAIN, Examples, row_digests
 from cloche.errors import UserError
 from cloche.words import _, number
 
@@ -23,7 +23,7 @@ def looks_like_idx(root: Path) -> bool:
     return any(kind == "images" for part, kind in _found(root))
 
 
-def read_idx(root: Path, pixels: int, allocate: Allocate) -> Examples:
+def read_idx(root: Path, pixels: int) -> Examples:
     """ROOT/train-images-idx3-ubyte.gz and its three companions: the rows of train, then those of test.
 
     Returns: `image` (n, h, w, 1) uint8, h and w ≤ pixels; `size` (n, 2) int32; labels "0" … the largest that occurs.
@@ -40,19 +40,15 @@ def read_idx(root: Path, pixels: int, allocate: Allocate) -> Examples:
         told = _("{train} in train, {test} in test").format(train=shapes[0], test=shapes[1])
         raise UserError(_("the pictures of train and test differ in size"), told, _("download or copy them again"))
     rows, label = np.concatenate(images), np.concatenate(labels).astype(np.int64)
-    (n, h, w), counts = rows.shape, list(map(len, images))
-    frame = (min(h, pixels), min(w, pixels))
-    image, size = allocate("image", (n, *frame, 1), np.uint8), allocate("size", (n, 2), np.int32)
-    image[..., 0] = rows if frame == (h, w) else np.stack([np.asarray(shrunk(Image.fromarray(row), pixels)) for row in rows])
-    size[:] = frame
+    small = rows if max(rows.shape[1:]) <= pixels else np.stack([np.asarray(shrunk(Image.fromarray(row), pixels)) for row in rows])
     return Examples(
         kind="pictures",
-        fields={"image": image, "size": size},
+        fields={"image": small[..., None], "size": np.full((len(rows), 2), small.shape[1:], np.int32)},
         label=label,
         labels=[str(k) for k in range(label.max() + 1)],
         digest=row_digests(rows),
-        part=np.repeat(np.array([TRAIN, TEST] if len(parts) > 1 else [NONE], np.uint8), counts),  # train alone tells no split
-        names=[f"{part} {i}" for part, count in zip(parts, counts, strict=True) for i in range(count)],
+        part=np.repeat(np.array([TRAIN, TEST] if len(parts) > 1 else [NONE], np.uint8), [*map(len, images)]),  # train alone: no split
+        names=[f"{part} {i}" for part, found in zip(parts, images, strict=True) for i in range(len(found))],
     )
 
 
@@ -81,22 +77,17 @@ def _read(path: Path, axes: int) -> np.ndarray:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4 + 4 * axes)
             magic, *shape = np.frombuffer(head.ljust(4 + 4 * axes, b"\0"), ">u4").tolist()
-            promised = prod(shape)
-            body = file.read(promised + 1) if promised <= MAX_BYTES else b""
-    except (OSError, EOFError, zlib.error) as error:
-        fault = str(error)
-    else:
-        told = {"found": number(len(head) + len(body)), "promised": number(len(head) + promised)}
-        if len(head) < 4 + 4 * axes:
-            fault = _("it ends at byte {byte}, inside its header").format(byte=number(len(head)))
-        elif magic != 2048 + axes:
-            fault = _("it begins with {found} instead of {wanted}").format(found=magic, wanted=2048 + axes)
-        elif not 0 < promised <= MAX_BYTES:
-            fault = _("its header promises {shape} bytes").format(shape=" × ".join(map(number, shape)))
-        elif len(body) < promised:
-            fault = _("it has {found} bytes, its header promises {promised}").format(**told)
-        elif len(body) > promised:
-            fault = _("it has more than the {promised} bytes that its header promises").format(**told)
-        else:
+            if len(head) < 4 + 4 * axes:
+                raise EOFError(_("it ends at byte {byte}, inside its header").format(byte=number(len(head))))
+            if magic != 2048 + axes:
+                raise ValueError(_("it begins with {found} instead of {wanted}").format(found=magic, wanted=2048 + axes))
+            if not 0 < prod(shape) <= MAX_BYTES:
+                raise ValueError(_("its header promises {shape} bytes").format(shape=" × ".join(map(number, shape))))
+            body = file.read(prod(shape) + 1)
+            if len(body) != prod(shape):
+                told = _("it has more than the {promised} bytes that its header promises")
+                told = told if len(body) > prod(shape) else _("it has {found} bytes, its header promises {promised}")
+                raise EOFError(told.format(found=number(len(head) + len(body)), promised=number(len(head) + prod(shape))))
             return np.frombuffer(body, np.uint8).reshape(shape)
-    raise UserError(_("{name} is damaged").format(name=path.name), fault, _("download or copy it again"))
+    except (OSError, EOFError, ValueError, zlib.error) as fault:
+        raise UserError(_("{name} is damaged").format(name=path.name), str(fault), _("download or copy it again")) from None
