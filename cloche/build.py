@@ -77,17 +77,12 @@ def device_of(asked: str) -> torch.device:
     """Raises: UserError when a device is asked for and absent: no run falls back by itself."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(asked)
-    there = {"cpu": True, "cuda": torch.cuda.is_available()}[device.type]
-    if device.type == "cuda" and there and (device.index or 0) >= torch.cuda.device_count():
-        there = False
-    if not there:
-        raise UserError(
-            _("train.device = {device}, but there is no such device here").format(device=asked),
-            _("PyTorch {version} sees {n} CUDA devices").format(version=torch.__version__, n=torch.cuda.device_count()),
-            _("leave train.device out to use what there is, or install the PyTorch build for your device"),
-            name="device",
-        )
+    device, n = torch.device(asked), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= n:
+        what = _("train.device = {device}, but there is no such device here").format(device=asked)
+        found = _("PyTorch {version} sees {n} CUDA devices").format(version=torch.__version__, n=n)
+        do = _("leave train.device out to use what there is, or install the PyTorch build for your device")
+        raise UserError(what, found, do, name="device")
     return device
 
 
@@ -148,9 +143,8 @@ def nets_of(recipe: Recipe, task: Task) -> dict[str, nn.Module]:
         nets = {"net": recipe.net.build(*task.ports["net"], task.face)}
         nets |= {name: config.build(*task.ports[name], config.faces[0]) for name, config in along.items()}
     except (ValueError, RuntimeError) as fault:  # RuntimeError: a net larger than the memory
-        raise RecipeError(
-            [Fault("net", str(fault).rpartition("Allocator: ")[2], _("make the net smaller") * isinstance(fault, RuntimeError))]
-        ) from None
+        do = _("make the net smaller") if isinstance(fault, RuntimeError) else ""
+        raise RecipeError([Fault("net", str(fault).rpartition("Allocator: ")[2], do)]) from None
     finally:
         torch.set_rng_state(outside)
     if recipe.train.batch < 2 * recipe.train.chunks and any(isinstance(m, BatchNorm) for n in nets.values() for m in n.modules()):

@@ -18,19 +18,8 @@ from cloche import __version__, start
 from cloche.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, UserError
 from cloche.words import _
 
-VERBS = {
-    "fit": "train",
-    "run": "train",
-    "resume": "train",
-    "test": "evaluate",
-    "eval": "evaluate",
-    "score": "evaluate",
-    "infer": "predict",
-    "classify": "predict",
-    "sample": "generate",
-    "draw": "generate",
-    "write": "generate",
-}
+MEANT = {"train": "fit run resume", "evaluate": "test eval score", "predict": "infer classify", "generate": "sample draw write"}
+VERBS = {word: verb for verb, words in MEANT.items() for word in words.split()}  # what people call a verb elsewhere
 GENERATE = {
     "n": _("how many"),
     "seed": _("what the randomness hangs on"),
@@ -58,11 +47,9 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             near = VERBS.get(value) or next(iter(difflib.get_close_matches(value, list(action.choices), 1)), "")
             what = _('there is no verb "{name}"') if action.dest == "verb" else _('there is no list "{name}"')
-            found = (
-                _("did you mean: {command}").format(command=f"{self.prog} {near}")
-                if near in action.choices
-                else _("there are {names}").format(names=", ".join(action.choices))
-            )
+            found = _("there are {names}").format(names=", ".join(action.choices))
+            if near in action.choices:
+                found = _("did you mean: {command}").format(command=f"{self.prog} {near}")
             raise UserError(what.format(name=value), found, _("see {command} --help").format(command=self.prog), name="usage")
 
     def error(self, message: str) -> Any:
@@ -81,9 +68,11 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"cloche {__version__}", help=_("show program's version number and exit"))
     verbs = top.add_subparsers(dest="verb", metavar=_("VERB"), parser_class=Parser)
 
-    def verb(name: str, does: str, run: Callable[[argparse.Namespace], Any]) -> Parser:
+    def verb(name: str, does: str, run: Callable[[argparse.Namespace], Any], takes_run: bool = False) -> Parser:
         p = verbs.add_parser(name, help=does, description=does)
         p.add_argument("--json", action="store_true", help=_("one JSON object on stdout"))
+        if takes_run:
+            p.add_argument("run_folder", metavar="RUN")
         p.set_defaults(run=run)
         return p
 
@@ -96,38 +85,32 @@ def parser() -> Parser:
     p.add_argument("--seeds", type=int, default=0, metavar="S", help=_("S runs that differ in their seed"))
     p.add_argument("--again", action="store_true", help=_("start anew"))
     p.add_argument("--allow-change", action="append", default=[], metavar="FIELD", help=_("go on although this field differs"))
-    p = verb("evaluate", _("the figures of a run, or of a run on other data"), _evaluate)
-    p.add_argument("run_folder", metavar="RUN")
+    p = verb("evaluate", _("the figures of a run, or of a run on other data"), _evaluate, takes_run=True)
     p.add_argument("--data", metavar="PATH", help=_("other data with the same classes"))
-    p = verb("predict", _("a run's answer for each input"), _predict)
-    p.add_argument("run_folder", metavar="RUN")
+    p = verb("predict", _("a run's answer for each input"), _predict, takes_run=True)
     p.add_argument("inputs", nargs="+", metavar="INPUT", help=_("a file, or words or a row of numbers in quotes"))
-    p = verb("generate", _("text or pictures from a run"), _generate)
-    p.add_argument("run_folder", metavar="RUN")
+    p = verb("generate", _("text or pictures from a run"), _generate, takes_run=True)
     p.add_argument("prompt", nargs="?", default="", metavar="PROMPT")
     for name, text in GENERATE.items():
         p.add_argument(f"--{name}", metavar=name[0].upper(), help=text)
     p = verb("explain", _("the layers of a recipe, or what happens inside a run on one input"), _explain)
     p.add_argument("what", metavar="RECIPE|RUN")
-    p.add_argument(
-        "input", nargs="?", metavar="INPUT", help=_("a file, or words or a row of numbers in quotes; else the first validation example")
-    )
+    told = _("a file, or words or a row of numbers in quotes; else the first validation example")
+    p.add_argument("input", nargs="?", metavar="INPUT", help=told)
     p.add_argument("--label", metavar="K", help=_("the true class; else the predicted one"))
     p.add_argument("--at", metavar="LAYER:C,Y,X", help=_("show the products whose sum is one number of a map, such as conv1:0,5,7"))
     p.add_argument("--out", metavar="FOLDER", help=_("where the pictures go; RUN/report if not given"))
     p.add_argument("--data", metavar="PATH", help=_("the data, in place of the recipe's"))
     _settable(p)
-    p = verb("report", _("write a run's page again"), _report)
-    p.add_argument("run_folder", metavar="RUN")
+    verb("report", _("write a run's page again"), _report, takes_run=True)
     p = verb("list", _("recipes, nets, tasks, data, optimizers, every key; or the JSON schema"), _list)
     p.add_argument("what", nargs="?", default="recipes", choices=["recipes", "nets", "tasks", "data", "optim", "train", "schema"])
     return top
 
 
 def _settable(p: Parser) -> None:
-    p.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=_("a key of the recipe, such as optim.lr=0.01; may be repeated")
-    )
+    told = _("a key of the recipe, such as optim.lr=0.01; may be repeated")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=told)
     for name, key in ALIASES.items():
         p.add_argument(f"--{name}", metavar=name[0].upper(), help=_("short for --set {key}=…").format(key=key))
 
@@ -135,8 +118,8 @@ def _settable(p: Parser) -> None:
 def run(argv: list[str]) -> int:
     """Run a command line; returns the exit code. Faults are told on stderr, with --json on stdout too."""
     as_json = "--json" in argv
+    os.environ.update({name: os.environ.get(name, "1") for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")})  # no network
     try:
-        _no_network()
         args = parser().parse_args(argv)
         if not args.verb:
             parser().print_help()
@@ -145,49 +128,31 @@ def run(argv: list[str]) -> int:
         _print(json.dumps(found) if as_json else text)
         return DONE
     except UserError as fault:
-        _tell(fault.retold(argv) if hasattr(fault, "retold") else fault, as_json)
-        return fault.code
+        return _tell(fault.retold(argv) if hasattr(fault, "retold") else fault, as_json)
     except KeyboardInterrupt:
-        _tell(UserError(_("interrupted"), code=INTERRUPTED, name="interrupted"), as_json)
-        return INTERRUPTED
+        return _tell(UserError(_("interrupted"), code=INTERRUPTED, name="interrupted"), as_json)
     except OSError as fault:  # the machine's: no room for the output, a name too long, a folder that may not be read
-        _tell(
-            UserError(
-                fault.strerror or str(fault), str(fault.filename or ""), _("look at that path or disk, then type it again"), name="system"
-            ),
-            as_json and bool(fault.filename),
-        )
-        return WRONG_INPUT if fault.filename else FAILED
+        do, code = _("look at that path or disk, then type it again"), WRONG_INPUT if fault.filename else FAILED
+        told = UserError(fault.strerror or str(fault), str(fault.filename or ""), do, code=code, name="system")
+        return _tell(told, as_json and bool(fault.filename))
     except Exception as fault:  # a bug of ours: say so, keep the trace for the report, not for the eye
         trace = Path(f"cloche-fault-{os.getpid()}.txt")
         try:
             trace.write_text(traceback.format_exc(), encoding="utf-8")
         except OSError:
             traceback.print_exc()
-        _tell(
-            UserError(
-                _("cloche itself failed: {why}").format(why=f"{type(fault).__name__}: {fault}"),
-                _("the trace is in {path}").format(path=trace),
-                _("please report it"),
-                code=FAILED,
-                name="bug",
-            ),
-            as_json,
-        )
-        return FAILED
+        what, found = _("cloche itself failed: {why}"), _("the trace is in {path}").format(path=trace)
+        what = what.format(why=f"{type(fault).__name__}: {fault}")
+        return _tell(UserError(what, found, _("please report it"), code=FAILED, name="bug"), as_json)
 
 
-def _no_network() -> None:
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
-        os.environ.setdefault(name, "1")
-
-
-def _tell(fault: UserError, as_json: bool) -> None:
+def _tell(fault: UserError, as_json: bool) -> int:
     from cloche.training.log import say  # here: it costs nothing, and is not needed on the way to --help
 
     say(str(fault))
     if as_json:
         _print(json.dumps({"error": fault.as_dict()}))
+    return fault.code
 
 
 def _print(text: str, end: str = "\n") -> None:

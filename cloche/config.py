@@ -115,6 +115,11 @@ class RecipeError(UserError):
         return "\n".join(line for line in (self.what, f"  {self.found}", self.do) if line)
 
 
+def instead(key: str, value: Any, wrong: str, better: str) -> Fault:
+    """The fault of one word where another is meant."""
+    return Fault(f"{key} = {show(value)}", wrong, better and f'"{better}"', (key, better))
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The name that a person most likely meant, "" when none is near."""
     return next(iter(difflib.get_close_matches(name.lower(), list(names), 1, 0.6)), "")
@@ -167,17 +172,8 @@ def faults_of(error: ValidationError, table: str, config: type[BaseModel], raw: 
             out.append(Fault(key, _("is missing"), _("set it: --set {key}=…").format(key=key)))
         elif kind == "literal_error":
             allowed = choices(known.get(key))
-            near = nearest(str(value), allowed)
-            out.append(
-                Fault(
-                    f"{key} = {show(value)}",
-                    _("not one of {allowed}").format(allowed=", ".join(allowed)),
-                    near and f'"{near}"',
-                    (key, near),
-                )
-            )
-        elif kind == "value_error":
-            out.append(Fault(f"{key} = {show(value)}", str(more["error"])))
+            told = _("not one of {allowed}").format(allowed=", ".join(allowed))
+            out.append(instead(key, value, told, nearest(str(value), allowed)))
         else:
             way = known[key].description if kind == "string_pattern_mismatch" else _default(known.get(key))
             out.append(Fault(f"{key} = {show(value)}", _expected(kind, more), way))
@@ -206,32 +202,26 @@ def show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _default(field: Any) -> str:
-    if field is None or field.is_required() or field.get_default(call_default_factory=True) is None:
-        return ""
-    return _("for example {value}").format(value=show(field.get_default(call_default_factory=True)))
+EXPECTED = {  # what pydantic finds wrong → what is told; its own words for the bound fill the gap
+    "greater_than": _("must be more than {gt}"),
+    "greater_than_equal": _("must be at least {ge}"),
+    "less_than": _("must be less than {lt}"),
+    "less_than_equal": _("must be at most {le}"),
+    "too_short": _("too short, needs {min_length} or more"),
+    "finite_number": _("must be a finite number"),
+    "string_pattern_mismatch": _("not allowed here"),
+}
+LIST, TABLE = _("a list in brackets"), _("a table")
+TYPES = {"int": _("a whole number"), "float": _("a number"), "string": _("text in quotes"), "bool": _("true or false")}
+TYPES |= {"tuple": LIST, "list": LIST, "model": TABLE, "dict": TABLE}
 
 
 def _expected(kind: str, more: dict[str, Any]) -> str:
-    bounds = {
-        "greater_than": lambda: _("must be more than {bound}").format(bound=show(more["gt"])),
-        "greater_than_equal": lambda: _("must be at least {bound}").format(bound=show(more["ge"])),
-        "less_than": lambda: _("must be less than {bound}").format(bound=show(more["lt"])),
-        "less_than_equal": lambda: _("must be at most {bound}").format(bound=show(more["le"])),
-        "too_short": lambda: _("too short, needs {n} or more").format(n=more["min_length"]),
-        "finite_number": lambda: _("must be a finite number"),
-        "string_pattern_mismatch": lambda: _("not allowed here"),
-    }
-    if kind in bounds:
-        return bounds[kind]()
-    types = {
-        "int": _("a whole number"),
-        "float": _("a number"),
-        "string": _("text in quotes"),
-        "bool": _("true or false"),
-        "tuple": _("a list in brackets"),
-        "list": _("a list in brackets"),
-        "model": _("a table"),
-        "dict": _("a table"),
-    }
-    return _("must be {type}").format(type=types.get(kind.partition("_")[0], kind))
+    told = EXPECTED.get(kind) or _("must be {type}").format(type=TYPES.get(kind.partition("_")[0], kind))
+    return told.format(**{k: show(v) for k, v in more.items()})
+
+
+def _default(field: Any) -> str:
+    if field is None or field.is_required() or field.default is None:
+        return ""
+    return _("for example {value}").format(value=show(field.get_default(call_default_factory=True)))

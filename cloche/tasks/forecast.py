@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cloche.config import Port, TaskConfig
 from cloche.data.chunk import Chunk, Part
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums, mean
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, average, mean
+from cloche.tasks.task import Task
 from cloche.words import _
 
 
@@ -23,7 +24,7 @@ class ForecastConfig(TaskConfig):
         return Forecast(prepare)
 
 
-class Forecast:
+class Forecast(Task):
     """Squared error on prepared values; MASE and the mean absolute error in the series' own unit."""
 
     face: ClassVar = "maps"
@@ -34,11 +35,8 @@ class Forecast:
         self.prepare = prepare
         self.ports = {"net": (prepare.port, Port("series", (prepare.horizon, prepare.port.shape[1])))}
 
-    def count(self, chunk: Chunk) -> Tensor:
-        return chunk.weight.sum()
-
-    def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
-        return (self._errors(nets["net"](chunk.data["past"]).float(), chunk) * chunk.weight).sum(), None, {}
+    def losses(self, nets: Nets, chunk: Chunk) -> Tensor:
+        return self._errors(nets["net"](chunk.data["past"]).float(), chunk)
 
     def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
         y = nets["net"](chunk.data["past"]).float()
@@ -55,8 +53,8 @@ class Forecast:
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
         """The interval takes the origins as independent; their futures overlap, so it is rather too narrow."""
-        n, mase, mae, loss = (float(sums[k]) for k in ("n", "mase", "absolute", "loss"))
-        return {"mase": mean(mase, float(sums["squares"]), n), "mae": Figure(mae / n, n=int(n)), "loss": Figure(loss / n, n=int(n))}
+        mase = mean(*(float(sums[k]) for k in ("mase", "squares", "n")))
+        return {"mase": mase, "mae": average(sums, "absolute"), "loss": average(sums)}
 
     def baselines(self, known: dict[str, Any], part: Part, train: Part | None) -> dict[str, Figure]:
         """MASE of four forecasts that need no training, from the same origins; the last is what a net that gives 0 says."""

@@ -4,7 +4,7 @@ audio (B, T, M) ─ net ─ letters and blank at each step (B, T', K) ─ sum ov
 Source: A. Graves et al. 2006.                                    └ best path ─ text
 """
 
-from collections import Counter
+from statistics import mode
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from cloche.config import Port, TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.decode.ctc import best_path
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums, share
+from cloche.tasks.metrics import Figure, Nets, Sums, average, share
+from cloche.tasks.task import Task, pairs
 from cloche.words import _
 
 
@@ -26,7 +27,7 @@ class TranscribeConfig(TaskConfig):
         return Transcribe(prepare.alphabet, prepare.port)
 
 
-class Transcribe:
+class Transcribe(Task):
     """Letter k is alphabet[k − 1], 0 the blank. The loss is a mean over letters."""
 
     face: ClassVar = "streams"
@@ -37,16 +38,8 @@ class Transcribe:
         self.alphabet = alphabet
         self.ports = {"net": (inputs, Port("tokens", (None,), len(alphabet) + 1))}
 
-    def count(self, chunk: Chunk) -> Tensor:
-        return (chunk.weight * chunk.data["target_len"]).sum()
-
-    def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
-        return (self._losses(nets, chunk) * chunk.weight).sum(), None, {}
-
-    def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
-        losses = self._losses(nets, chunk)
-        sums = {"loss": (losses * chunk.weight.double()).sum(), "n": self.count(chunk).double()}
-        return sums, None, {"loss": losses / chunk.data["target_len"]}
+    def size(self, chunk: Chunk) -> Tensor:
+        return chunk.data["target_len"]
 
     def answer(self, nets: Nets, chunk: Chunk) -> list[dict[str, Any]]:
         logits, length = nets["net"](chunk.data["audio"], chunk.data["audio_len"])
@@ -59,12 +52,11 @@ class Transcribe:
         return "".join(self.alphabet[k - 1] for k in letters if k)
 
     def score(self, answers: list[dict[str, Any]], chunk: Chunk, nets: Nets) -> Sums:
-        rows = zip(answers, self.truth(chunk), chunk.weight.tolist(), strict=True)
-        return _sums([(answer["text"], truth) for answer, truth, weight in rows if weight])
+        return _sums(pairs(self, answers, chunk))
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
         """loss: nats a letter. cer: edits per true letter, with the normal interval of a ratio of sums. exact: clips without any."""
-        out = {"loss": Figure(float(sums["loss"] / sums["n"]), n=int(sums["n"]))} if "loss" in sums else {}
+        out = {"loss": average(sums)} if "loss" in sums else {}
         if "edits" not in sums:
             return out
         e, c, ee, ec, cc, exact, n = sums["edits"].tolist()
@@ -73,7 +65,7 @@ class Transcribe:
         return {"cer": cer, "exact": share(exact, n), **out}
 
     def known(self, train: Part) -> dict[str, Any]:
-        return {"text": Counter(self._texts(train)).most_common(1)[0][0]}
+        return {"text": mode(self._texts(train))}
 
     def baselines(self, known: dict[str, Any], part: Part, train: Part | None) -> dict[str, Figure]:
         told = {_('always answering "{answer}"').format(answer=known["text"]): known["text"], _("saying nothing"): ""}
@@ -82,7 +74,7 @@ class Transcribe:
     def _texts(self, part: Part) -> list[str]:
         return [self.text(part.store.fields["target"][i].tolist()) for i in part.ids]
 
-    def _losses(self, nets: Nets, chunk: Chunk) -> Tensor:
+    def losses(self, nets: Nets, chunk: Chunk) -> Tensor:
         """(B,) −log p of the target; 0, and no gradient, where it has more letters than the net has steps."""
         logits, length = nets["net"](chunk.data["audio"], chunk.data["audio_len"])
         p = F.log_softmax(logits.float(), -1).transpose(0, 1)  # (T', B, K)
