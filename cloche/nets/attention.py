@@ -12,6 +12,15 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
+from cloche.words import _
+
+
+def check_heads(width: int, heads: int, each: int = 1) -> None:
+    """Raises: ValueError when the heads do not cut the width into parts of a multiple of `each`."""
+    if width % (each * heads):
+        fit = ", ".join(str(n) for n in range(1, width + 1) if width % (each * n) == 0) or _("an even width")
+        raise ValueError(_("net.heads = {heads} does not fit net.width = {width}. Choose {fit}").format(heads=heads, width=width, fit=fit))
+
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, T, C) → (B, H, T, D)
