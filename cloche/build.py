@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-import math
 from pathlib import Path
 import platform
 from typing import Any
@@ -176,7 +175,3 @@ def job_of(recipe: Recipe, data: Data, task: Task, nets: dict[str, nn.Module], f
 
 def precision_of(recipe: Recipe) -> Precision:
     return Precision(*(v if v != "auto" else plain for v, plain in ((recipe.train.precision, "fp32"), (recipe.train.layout, "plain"))))
-
-
-def parameters_of(nets: dict[str, nn.Module]) -> int:
-    return sum(math.prod(p.shape) for net in nets.values() for p in net.parameters())

@@ -37,9 +37,6 @@ ALIASES = {"epochs": "train.epochs", "batch": "train.batch", "lr": "optim.lr", "
 class Parser(argparse.ArgumentParser):
     """argparse, whose faults are ours: what, found, do."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given, allow_abbrev=False)
-
     def _print_message(self, message: str, file: Any = None) -> None:
         _print(message.rstrip())
 
@@ -60,16 +57,13 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     gettext.bindtextdomain("cloche", str(Path(__file__).parent / "lang"))  # argparse looks its own words up in the global domain
     gettext.textdomain("cloche")
-    top = Parser(
-        prog="cloche",
-        description=_("From your own data to a trained, measured, explained network."),
-        epilog=_("Start with: cloche train digits"),
-    )
+    about = _("From your own data to a trained, measured, explained network.")
+    top = Parser(prog="cloche", description=about, epilog=_("Start with: cloche train digits"), allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"cloche {__version__}", help=_("show program's version number and exit"))
-    verbs = top.add_subparsers(dest="verb", metavar=_("VERB"), parser_class=Parser)
+    verbs = top.add_subparsers(dest="verb", metavar=_("VERB"))
 
     def verb(name: str, does: str, run: Callable[[argparse.Namespace], Any], takes_run: bool = False) -> Parser:
-        p = verbs.add_parser(name, help=does, description=does)
+        p = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
         p.add_argument("--json", action="store_true", help=_("one JSON object on stdout"))
         if takes_run:
             p.add_argument("run_folder", metavar="RUN")

@@ -31,8 +31,19 @@ ALIASES = {
     for alias in aliases.split()
 }  # fmt: skip
 
-
 PLACES = {"data": "data", "net": "nets", "task": "tasks", "optim": "optim", "train": "train"}  # table → where `cloche list` shows its keys
+EXPECTED = {  # what pydantic finds wrong → what is told; its own words for the bound fill the gap
+    "greater_than": _("must be more than {gt}"),
+    "greater_than_equal": _("must be at least {ge}"),
+    "less_than": _("must be less than {lt}"),
+    "less_than_equal": _("must be at most {le}"),
+    "too_short": _("too short, needs {min_length} or more"),
+    "finite_number": _("must be a finite number"),
+    "string_pattern_mismatch": _("not allowed here"),
+}
+LIST, TABLE = _("a list in brackets"), _("a table")
+TYPES = {"int": _("a whole number"), "float": _("a number"), "string": _("text in quotes"), "bool": _("true or false")}
+TYPES |= {"tuple": LIST, "list": LIST, "model": TABLE, "dict": TABLE}
 
 
 class Frozen(BaseModel):
@@ -175,8 +186,13 @@ def faults_of(error: ValidationError, table: str, config: type[BaseModel], raw: 
             told = _("not one of {allowed}").format(allowed=", ".join(allowed))
             out.append(instead(key, value, told, nearest(str(value), allowed)))
         else:
-            way = known[key].description if kind == "string_pattern_mismatch" else _default(known.get(key))
-            out.append(Fault(f"{key} = {show(value)}", _expected(kind, more), way))
+            told = EXPECTED.get(kind) or _("must be {type}").format(type=TYPES.get(kind.partition("_")[0], kind))
+            field, way = known.get(key), ""
+            if kind == "string_pattern_mismatch":
+                way = field.description
+            elif field and not field.is_required() and field.default is not None:
+                way = _("for example {value}").format(value=show(field.default))
+            out.append(Fault(f"{key} = {show(value)}", told.format(**{k: show(v) for k, v in more.items()}), way))
     # a list with a bad entry is "too short" as well, and each member of a union has its say: the innermost first word counts
     return list({f.key: f for f in reversed(out) if not any(o.key.startswith(f.key.split(" = ")[0] + ".") for o in out)}.values())
 
@@ -200,28 +216,3 @@ def show(value: Any) -> str:
     if isinstance(value, BaseModel):
         return show(value.model_dump())
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-EXPECTED = {  # what pydantic finds wrong → what is told; its own words for the bound fill the gap
-    "greater_than": _("must be more than {gt}"),
-    "greater_than_equal": _("must be at least {ge}"),
-    "less_than": _("must be less than {lt}"),
-    "less_than_equal": _("must be at most {le}"),
-    "too_short": _("too short, needs {min_length} or more"),
-    "finite_number": _("must be a finite number"),
-    "string_pattern_mismatch": _("not allowed here"),
-}
-LIST, TABLE = _("a list in brackets"), _("a table")
-TYPES = {"int": _("a whole number"), "float": _("a number"), "string": _("text in quotes"), "bool": _("true or false")}
-TYPES |= {"tuple": LIST, "list": LIST, "model": TABLE, "dict": TABLE}
-
-
-def _expected(kind: str, more: dict[str, Any]) -> str:
-    told = EXPECTED.get(kind) or _("must be {type}").format(type=TYPES.get(kind.partition("_")[0], kind))
-    return told.format(**{k: show(v) for k, v in more.items()})
-
-
-def _default(field: Any) -> str:
-    if field is None or field.is_required() or field.default is None:
-        return ""
-    return _("for example {value}").format(value=show(field.get_default(call_default_factory=True)))

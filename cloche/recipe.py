@@ -11,6 +11,7 @@ import tomli_w
 
 from cloche.config import ALIASES, Fault, Frozen, NetConfig, RecipeError, faults_of, keys_of, nearest, show, unknown, wrong_kind
 from cloche.data.kinds import DATA, KINDS
+from cloche.data.read.examples import utf8
 from cloche.data.store import kind_of
 from cloche.errors import UserError
 from cloche.nets import NETS
@@ -117,16 +118,12 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as f:
-            text = f.read(1 << 20)
-        return tomllib.loads(text.decode("utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         do = _("the shipped recipes are {names}").format(names=", ".join(shipped()))
-        raise UserError(_("there is no file {path}").format(path=path), "", do) from None
-    except UnicodeDecodeError as fault:
-        raise UserError(_("{path} is not UTF-8").format(path=path), _("byte {n}").format(n=fault.start), _("save it as UTF-8")) from None
-    except (OSError, tomllib.TOMLDecodeError, RecursionError) as fault:
+        raise UserError(_("there is no file {path}").format(path=path), "", do)
+    try:
+        return tomllib.loads(utf8(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as fault:
         told = _("{path} is not a recipe: {why}").format(path=path, why=fault)
         raise UserError(told, "", _("a recipe is a TOML file; see: cloche list recipes")) from None
 

@@ -63,9 +63,4 @@ def continue_text(
 
 def stream(tokens: Iterator[int], decode: Callable[[list[int]], bytes]) -> Iterator[str]:
     """The text of tokens as they come, never half a character: bytes wait until theirs is whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in tokens:
-        if text := decoder.decode(decode([token])):
-            yield text
-    if rest := decoder.decode(b"", final=True):
-        yield rest
+    return codecs.iterdecode((decode([token]) for token in tokens), "utf-8", "replace")

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 
 from cloche.words import _
 
+Memory = tuple[Tensor, Tensor]  # (B, S, C) and (B, S) bool, True where a token stands
+Carry = dict[str, Tensor] | None
+
 
 def check_heads(width: int, heads: int, each: int = 1) -> None:
     """Raises: ValueError when the heads do not cut the width into parts of a multiple of `each`."""

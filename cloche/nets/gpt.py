@@ -16,10 +16,8 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
-from cloche.nets.attention import attend, attention_weights, check_heads, merge_heads, split_heads
+from cloche.nets.attention import Carry, attend, attention_weights, check_heads, merge_heads, split_heads
 from cloche.words import _
-
-Carry = dict[str, Tensor] | None
 
 
 class GptConfig(NetConfig):

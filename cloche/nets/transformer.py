@@ -15,11 +15,8 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
-from cloche.nets.attention import MultiHead, attention_weights, check_heads, sinusoid, split_heads
+from cloche.nets.attention import Carry, Memory, MultiHead, attention_weights, check_heads, sinusoid, split_heads
 from cloche.words import _
-
-Memory = tuple[Tensor, Tensor]  # (B, S, C) and (B, S) bool, True where a token stands
-Carry = dict[str, Tensor] | None
 
 
 class TransformerConfig(NetConfig):

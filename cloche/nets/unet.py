@@ -19,11 +19,10 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
-from cloche.nets.attention import MultiHead, check_heads
+from cloche.nets.attention import Memory, MultiHead, check_heads
 from cloche.nets.textenc import TextencConfig
 from cloche.words import _
 
-Memory = tuple[Tensor, Tensor]  # (B, S, C) and (B, S) bool, True where a token stands
 WAVES = 16  # sines, and as many cosines, that spell a level
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from cloche import rng
 from cloche.config import Fault, Port, RecipeError, TaskConfig
 from cloche.data.chunk import Chunk, Part
-from cloche.decode.noise import from_velocity, noised, schedule, velocity
-from cloche.decode.solvers import SOLVERS, Denoise, generators, guided, normal
+from cloche.decode.diffusion import SOLVERS, Denoise, from_velocity, generators, guided, noised, normal, schedule, velocity
 from cloche.tasks.metrics import Carry, Figure, Nets, Sums, average, share
 from cloche.tasks.task import Task
 from cloche.words import _
@@ -42,7 +41,6 @@ class DiffusionConfig(TaskConfig):
 
 class Diffusion(Task):
     face: ClassVar = "denoises"
-    choose: ClassVar = ("loss", -1)
     headline: ClassVar = "agreement"  # where there is a judge
 
     def __init__(self, config: DiffusionConfig, prepare: Any) -> None:

@@ -35,10 +35,8 @@ class Regress(Task):
         self.ports = {"net": (inputs, Port("vector", (outputs,)))}
 
     def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
-        y = self._values(nets, chunk)
-        errors, w = (y - chunk.data["label"]).square().mean(1), chunk.weight.double()
-        target = chunk.data["label"].double()
-        apart = (y - target).abs().mean(1)
+        y, target, w = self._values(nets, chunk), chunk.data["label"].double(), chunk.weight.double()
+        errors, apart = (y - chunk.data["label"]).square().mean(1), (y - target).abs().mean(1)
         sums = {"loss": (errors * w).sum(), "squares": (errors.double().square() * w).sum(), "absolute": (apart * w).sum(), "n": w.sum()}
         sums |= {"y": (target * w[:, None]).sum(0), "yy": (target.square() * w[:, None]).sum(0)}
         return sums, None, {"loss": errors, "predicted": y[:, 0], "probability": torch.ones_like(errors)}

@@ -20,7 +20,7 @@ class Task(Protocol):
     """
 
     face: str  # how its net is called
-    choose: tuple[str, int]  # the figure that selection on the validation part looks at, and its sign
+    choose: tuple[str, int] = ("loss", -1)  # the figure that selection on the validation part looks at, and its sign
     headline: str  # the figure that a person is told first
     ports: dict[str, tuple[Port, Port]]  # by net: what goes in, what comes out
 

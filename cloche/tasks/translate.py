@@ -32,7 +32,6 @@ class Translate(Task):
     """Teacher forcing: target token u + 1 is foretold from the source and the true tokens 0 … u."""
 
     face: ClassVar = "pairs"
-    choose: ClassVar = ("loss", -1)
     headline: ClassVar = "exact"
 
     def __init__(self, prepare: PairsPrepare, config: TranslateConfig) -> None:
