@@ -28,16 +28,13 @@ from cloche.words import _
 
 @dataclass
 class Data:
-    """An opened source: the store, the rows of each part, and the preparation fitted on the training part.
-
-    carries: whether the net hands a state on, so that running text is read in lanes.
-    """
+    """An opened source."""
 
     store: Store
-    rows: dict[str, np.ndarray]
-    prepare: Any
+    rows: dict[str, np.ndarray]  # by part
+    prepare: Any  # fitted on the training part
     device: torch.device
-    carries: bool = False
+    carries: bool = False  # the net hands a state on, so that running text is read in lanes
     views: dict[str, tuple[Any, np.ndarray]] = field(default_factory=dict)
 
     def part(self, name: str) -> Part:
@@ -61,11 +58,7 @@ def open_data(
     store: Store | None = None,
     foreign: bool = False,
 ) -> Data:
-    """Read, split, fit on the training part.
-
-    Args:
-        prepare: a run's own, then nothing is fitted. foreign: the source is not the run's: it is not split either.
-    """
+    """Read, split, fit on the training part. prepare: a run's own, then nothing is fitted. foreign: not the run's data, and not split."""
     store = store or open_store(recipe.data, say)
     rows = {} if foreign else recipe.data.parts(store)
     fitted = prepare or KINDS[recipe.data.kind].prepare.fit(store, rows, recipe.data)
@@ -112,10 +105,7 @@ def facts_of(recipe: Recipe, data: Data) -> dict[str, Any]:
 
 
 def task_of(recipe: Recipe, prepare: Any, facts: dict[str, Any]) -> tuple[Recipe, Task]:
-    """The recipe with the task's "auto" resolved, and the task.
-
-    Raises: RecipeError when the task is not for this kind of data, naming those that are.
-    """
+    """The recipe with the task's "auto" resolved, and the task. Raises: RecipeError when it is not for this kind of data."""
     kind, data = recipe.task.kind, recipe.data.kind
     if kind not in TASKS or data not in recipe.task.fits:
         fit = [k for k, c in TASKS.items() if data in c.fits]
@@ -126,10 +116,7 @@ def task_of(recipe: Recipe, prepare: Any, facts: dict[str, Any]) -> tuple[Recipe
 
 
 def nets_of(recipe: Recipe, task: Task) -> dict[str, nn.Module]:
-    """Build `[net]`, and the nets that train along with it, with weights drawn from the recipe's seed.
-
-    Raises: RecipeError when the net can't be called as the task calls it, or its keys are impossible for this data.
-    """
+    """`[net]` and the nets that train along, weights drawn from the seed. Raises: RecipeError for one that does not fit task or data."""
     kind, given = recipe.net.kind, task.ports["net"][0].kind
     fit = [k for k, c in NETS.items() if task.face in c.faces and given in (c.reads or (given,))]
     if kind not in fit:

@@ -1,10 +1,9 @@
-"""The command line: reads words, calls a verb, prints. No logic of its own; each verb is imported inside its function.
+"""The command line: reads words, calls a verb, prints. No logic of its own; each verb is imported where it is called.
 
 Exit codes: 0 done, 1 the work failed, 2 the person's input, 75 stopped and the same command goes on, 130 interrupted.
 """
 
 import argparse
-from collections.abc import Callable
 import difflib
 import gettext
 import json
@@ -62,15 +61,14 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"cloche {__version__}", help=_("show program's version number and exit"))
     verbs = top.add_subparsers(dest="verb", metavar=_("VERB"))
 
-    def verb(name: str, does: str, run: Callable[[argparse.Namespace], Any], takes_run: bool = False) -> Parser:
+    def verb(name: str, does: str, takes_run: bool = True) -> Parser:
         p = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
         p.add_argument("--json", action="store_true", help=_("one JSON object on stdout"))
         if takes_run:
             p.add_argument("run_folder", metavar="RUN")
-        p.set_defaults(run=run)
         return p
 
-    p = verb("train", _("train a recipe, or go on with its unfinished run"), _train)
+    p = verb("train", _("train a recipe, or go on with its unfinished run"), takes_run=False)
     p.add_argument("recipe", metavar="RECIPE", help=_("a recipe that comes with cloche, a .toml file, or a path to your data"))
     p.add_argument("--data", metavar="PATH", help=_("the data, in place of the recipe's"))
     _settable(p)
@@ -79,15 +77,15 @@ def parser() -> Parser:
     p.add_argument("--seeds", type=int, default=0, metavar="S", help=_("S runs that differ in their seed"))
     p.add_argument("--again", action="store_true", help=_("start anew"))
     p.add_argument("--allow-change", action="append", default=[], metavar="FIELD", help=_("go on although this field differs"))
-    p = verb("evaluate", _("the figures of a run, or of a run on other data"), _evaluate, takes_run=True)
+    p = verb("evaluate", _("the figures of a run, or of a run on other data"))
     p.add_argument("--data", metavar="PATH", help=_("other data with the same classes"))
-    p = verb("predict", _("a run's answer for each input"), _predict, takes_run=True)
+    p = verb("predict", _("a run's answer for each input"))
     p.add_argument("inputs", nargs="+", metavar="INPUT", help=_("a file, or words or a row of numbers in quotes"))
-    p = verb("generate", _("text or pictures from a run"), _generate, takes_run=True)
+    p = verb("generate", _("text or pictures from a run"))
     p.add_argument("prompt", nargs="?", default="", metavar="PROMPT")
     for name, text in GENERATE.items():
         p.add_argument(f"--{name}", metavar=name[0].upper(), help=text)
-    p = verb("explain", _("the layers of a recipe, or what happens inside a run on one input"), _explain)
+    p = verb("explain", _("the layers of a recipe, or what happens inside a run on one input"), takes_run=False)
     p.add_argument("what", metavar="RECIPE|RUN")
     told = _("a file, or words or a row of numbers in quotes; else the first validation example")
     p.add_argument("input", nargs="?", metavar="INPUT", help=told)
@@ -96,8 +94,8 @@ def parser() -> Parser:
     p.add_argument("--out", metavar="FOLDER", help=_("where the pictures go; RUN/report if not given"))
     p.add_argument("--data", metavar="PATH", help=_("the data, in place of the recipe's"))
     _settable(p)
-    verb("report", _("write a run's page again"), _report, takes_run=True)
-    p = verb("list", _("recipes, nets, tasks, data, optimizers, every key; or the JSON schema"), _list)
+    verb("report", _("write a run's page again"))
+    p = verb("list", _("recipes, nets, tasks, data, optimizers, every key; or the JSON schema"), takes_run=False)
     p.add_argument("what", nargs="?", default="recipes", choices=["recipes", "nets", "tasks", "data", "optim", "train", "schema"])
     return top
 
@@ -118,7 +116,7 @@ def run(argv: list[str]) -> int:
         if not args.verb:
             parser().print_help()
             return DONE
-        found, text = args.run(args)
+        found, text = _done(args)
         _print(json.dumps(found) if as_json else text)
         return DONE
     except UserError as fault:
@@ -165,58 +163,44 @@ def _sets(args: argparse.Namespace) -> dict[str, Any]:
     return dict(parse_set(text) for text in [*args.set, *short])
 
 
-def _train(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use import story
-    from cloche.use.train import Options, many, train
-
-    options = Options(t0=start.T0, out=args.out, again=args.again, allow_change=tuple(args.allow_change))
-    if args.folds or args.seeds:
-        found = many(args.recipe, args.data, _sets(args), options, args.folds, args.seeds)
-        return found, story.summary_text(found)
-    return story.plain(train(args.recipe, args.data, _sets(args), options)), ""
-
-
-def _evaluate(args: argparse.Namespace) -> tuple[Any, str]:
+def _done(args: argparse.Namespace) -> tuple[Any, str]:
+    """What a verb found, for --json, and as text. Each is imported where it is called: --help must not wait for torch."""
     from cloche.use import story
     from cloche.use.model import load
 
-    model = load(args.run_folder)
-    results = model.evaluate(args.data)
-    return story.plain(model, results), story.figures_text(model, results)
+    match args.verb:
+        case "train":
+            from cloche.use.train import Options, many, train
 
+            options = Options(t0=start.T0, out=args.out, again=args.again, allow_change=tuple(args.allow_change))
+            if args.folds or args.seeds:
+                found = many(args.recipe, args.data, _sets(args), options, args.folds, args.seeds)
+                return found, story.summary_text(found)
+            return story.plain(train(args.recipe, args.data, _sets(args), options)), ""
+        case "evaluate":
+            model = load(args.run_folder)
+            results = model.evaluate(args.data)
+            return story.plain(model, results), story.figures_text(model, results)
+        case "predict":
+            answers = load(args.run_folder).predict(args.inputs)
+            found = [{"input": given, **answer} for given, answer in zip(args.inputs, answers, strict=True)]
+            return {"predictions": found}, story.answers_text(found)
+        case "generate":
+            from cloche.use.generate import generate, how_of
 
-def _predict(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use import story
-    from cloche.use.model import load
+            given = {key: v for name in GENERATE if (v := getattr(args, key := name.replace("-", "_"))) is not None}
+            write = (lambda text: None) if args.json else (lambda text: _print(text, ""))
+            found = generate(args.run_folder, args.prompt, how_of(given), write)
+            return found, "\n".join(o["path"] for o in found["outputs"] if "path" in o)
+        case "explain":
+            from cloche.use.explain import explain
 
-    answers = load(args.run_folder).predict(args.inputs)
-    found = [{"input": given, **answer} for given, answer in zip(args.inputs, answers, strict=True)]
-    return {"predictions": found}, story.answers_text(found)
+            return explain(args.what, args.input, label=args.label, at=args.at, out=args.out, data=args.data, sets=_sets(args))
+        case "report":
+            from cloche.use.report import report
 
-
-def _generate(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use.generate import generate, how_of
-
-    given = {name.replace("-", "_"): v for name in GENERATE if (v := getattr(args, name.replace("-", "_"))) is not None}
-    write = (lambda text: None) if args.json else (lambda text: _print(text, ""))
-    found = generate(args.run_folder, args.prompt, how_of(given), write)
-    return found, "\n".join(o["path"] for o in found["outputs"] if "path" in o)
-
-
-def _explain(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use.explain import explain
-
-    return explain(args.what, args.input, label=args.label, at=args.at, out=args.out, data=args.data, sets=_sets(args))
-
-
-def _report(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use.report import report
-
-    path = report(args.run_folder)
-    return {"report": str(path)}, str(path)
-
-
-def _list(args: argparse.Namespace) -> tuple[Any, str]:
+            path = str(report(args.run_folder))
+            return {"report": path}, path
     from cloche.use.catalogue import catalogue
 
     return catalogue(args.what)

@@ -86,8 +86,7 @@ def shipped() -> list[str]:
 def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
     """RECIPE as a person types it → (name of the run, tables as written).
 
-    A bare word is a shipped recipe, `x.toml` a file, anything else a path to data.
-    Raises: UserError when both a recipe and a folder go by the name, or neither does.
+    A bare word is a shipped recipe, `x.toml` a file, anything else a path to data; a UserError where two go by the name, or none.
     """
     word = name.removeprefix("recipe:")
     if word in shipped():
@@ -96,7 +95,15 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
             raise UserError(told, "", _("write recipe:{name} for the recipe, ./{name} for the folder").format(name=name))
         raw = tomllib.loads((RECIPES / f"{word}.toml").read_text(encoding="utf-8"))
     elif name.endswith(".toml"):
-        word, raw = Path(name).stem, _read_toml(Path(name))
+        word = Path(name).stem
+        if not Path(name).exists():
+            do = _("the shipped recipes are {names}").format(names=", ".join(shipped()))
+            raise UserError(_("there is no file {path}").format(path=name), "", do)
+        try:
+            raw = tomllib.loads(utf8(Path(name)))
+        except (tomllib.TOMLDecodeError, RecursionError) as fault:
+            told = _("{path} is not a recipe: {why}").format(path=name, why=fault)
+            raise UserError(told, "", _("a recipe is a TOML file; see: cloche list recipes")) from None
     elif name and (Path(name).exists() or "/" in name or "\\" in name):
         if all((Path(name) / n).exists() for n in ("recipe.toml", "facts.json")):
             do = _("to train it anew: cloche train {path}; what it answers: cloche predict {run} INPUT")
@@ -115,17 +122,6 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
     if data is not None:
         raw["data"] = {**raw.get("data", {}), "source": data}
     return re.sub(r"[^\w.-]", "_", word), raw
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        do = _("the shipped recipes are {names}").format(names=", ".join(shipped()))
-        raise UserError(_("there is no file {path}").format(path=path), "", do)
-    try:
-        return tomllib.loads(utf8(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as fault:
-        told = _("{path} is not a recipe: {why}").format(path=path, why=fault)
-        raise UserError(told, "", _("a recipe is a TOML file; see: cloche list recipes")) from None
 
 
 def change(raw: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
@@ -157,10 +153,7 @@ def parse_set(text: str) -> tuple[str, Any]:
 
 
 def parse(raw: dict[str, Any], name: str = "") -> Recipe:
-    """Tables as written → a Recipe.
-
-    Raises: RecipeError with every fault; UserError for a format that this version does not read.
-    """
+    """Tables as written → a Recipe. Raises: RecipeError with every fault; UserError for a format that this version does not read."""
     if (found := raw.get("format")) != FORMAT:
         newer = type(found) is int and found > FORMAT
         do = _("Update cloche.") if newer else _("write format = {n} into its first line").format(n=FORMAT)

@@ -43,7 +43,6 @@ def continue_text(
     """The `limit` tokens that follow the prompt (1, T), one by one; `never` is one that is not written, such as the unknown word.
 
     What a net with a context has no more room for it forgets: it starts again from the newer half of what it sees.
-    Raises: UserError for a prompt that is longer than the context.
     """
     check_prompt(prompt.shape[1], net.context)
     room = net.context or prompt.shape[1] + limit

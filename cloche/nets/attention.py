@@ -34,12 +34,10 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """softmax(q·kᵀ / √D) · v, by torch's fused kernel.
+    """softmax(q·kᵀ / √D) · v, (B, H, T, D), by torch's fused kernel; nothing is promised of a row that may look nowhere.
 
-    Args:
-        q: (B, H, T, D). k, v: (B, H, S, D). mask: bool, True where may be looked: (B, S), or what broadcasts to (B, H, T, S).
+    Args: q: (B, H, T, D). k, v: (B, H, S, D). mask: bool, True where may be looked: (B, S), or what broadcasts to (B, H, T, S).
         causal: place t looks at places 0 … t.
-    Returns: (B, H, T, D); nothing is promised of a row that may look nowhere.
     """
     seen = _seen(q, k, mask, causal) if mask is not None else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal and seen is None)

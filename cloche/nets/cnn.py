@@ -60,7 +60,6 @@ class CnnConfig(NetConfig):
         return out
 
     def build(self, inputs: Port, outputs: Port, face: str) -> "Cnn":
-        """Raises: ValueError when a stage leaves nothing of the picture."""
         channels, side, _side = inputs.shape
         told = _("stage {n} of net.stages leaves nothing of a picture with {side} pixels a side. Fewer stages, or more data.pixels")
         for n, left in enumerate(self.sides(side), 1):

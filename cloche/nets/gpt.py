@@ -30,7 +30,7 @@ class GptConfig(NetConfig):
     faces: ClassVar = ("continues",)
 
     def build(self, inputs: Port, outputs: Port, face: str) -> "Gpt":
-        """Its context is the length of the rows that it is trained on. Raises: ValueError for heads that do not cut the width evenly."""
+        """Its context is the length of the rows that it is trained on."""
         check_heads(self.width, self.heads, 2)
         return Gpt(inputs.size, inputs.shape[0] or 0, self)
 

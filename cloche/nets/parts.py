@@ -26,9 +26,7 @@ class BatchNorm(nn.Module):
     `commit`: so accumulation changes only how many rows a mean is taken over, not how fast the statistics move. One chunk a
     step gives torch.nn.BatchNorm1d/2d exactly.
 
-    Args:
-        channels: C of an input (B, C) or (B, C, h, w).
-    Raises: ValueError for a chunk with one value a channel, of which no variance can be taken.
+    Args: channels: C of an input (B, C) or (B, C, h, w). Raises: ValueError for a chunk with one value a channel.
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
     """
 

@@ -29,7 +29,6 @@ class TransformerConfig(NetConfig):
     faces: ClassVar = ("pairs",)
 
     def build(self, inputs: Port, outputs: Port, face: str) -> "Transformer":
-        """Raises: ValueError when the heads do not divide the width."""
         check_heads(self.width, self.heads)
         return Transformer(inputs.size, outputs.size, self)
 

@@ -39,7 +39,6 @@ class UnetConfig(NetConfig):
     faces: ClassVar = ("denoises",)
 
     def build(self, inputs: Port, outputs: Port, face: str) -> "Unet":
-        """Raises: ValueError when the picture cannot be halved so often, or the heads divide no stage."""
         side, halvings = inputs.shape[-1], len(self.mults) - 1
         if side % 2**halvings:
             told = _("{n} stages halve the side {halvings} times; {side} pixels cannot be. Shorten net.mults, or change data.pixels")

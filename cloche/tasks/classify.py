@@ -24,10 +24,7 @@ class ClassifyConfig(TaskConfig):
     )
 
     def resolve(self, facts: dict[str, Any]) -> "ClassifyConfig":
-        """auto: cross-entropy for three classes and more, BCE for two or for several labels at once.
-
-        Raises: RecipeError when the labels are numbers, or the loss is not for them.
-        """
+        """auto: cross-entropy for three classes and more, BCE for two or for several labels at once."""
         labels, multi = facts["labels"], facts["multi"]
         fits = "bce" if multi or len(labels) == 2 else "cross_entropy"
         if not labels:
@@ -47,7 +44,7 @@ class Classify(Task):
     """K classes. `cross_entropy`: K logits. `bce`: one logit for two classes, K for several labels at once."""
 
     face: ClassVar = "maps"
-    choose: ClassVar = ("accuracy", 1)  # which figure is to be best, and in which direction
+    choose: ClassVar = ("accuracy", 1)
     headline: ClassVar = "accuracy"
 
     def __init__(self, labels: tuple[str, ...], loss: str, multi: bool, inputs: Port) -> None:

@@ -61,8 +61,8 @@ class Forecast(Task):
         found: dict[str, list[Tensor]] = {}
         for c in part.once(1024):
             past, p = c.data["history"], self.prepare
-            said = {_("the last value"): naive(past, p), _("the last season"): seasonal(past, p)}
-            said[_("the last season and its growth")] = growing(past, p)
+            said = {_("the last value"): seasonal(past, 1, p.horizon), _("the last season"): seasonal(past, p.season, p.horizon)}
+            said[_("the last season and its growth")] = growing(past, p.season, p.horizon)
             said[_("the last season and its latest change")] = p.undo(torch.zeros_like(c.data["future"]), c)
             for name, y in said.items():
                 found.setdefault(name, []).append(scaled(y, c)[c.weight > 0])
@@ -78,16 +78,13 @@ def scaled(found: Tensor, chunk: Chunk) -> Tensor:
     return ((found - chunk.data["truth"]).abs().mean(1) / scale).mean(1)
 
 
-def naive(history: Tensor, prepare: Any) -> Tensor:
-    return history[:, -1:].expand(-1, prepare.horizon, -1)
+def seasonal(history: Tensor, season: int, horizon: int) -> Tensor:
+    """The last `season` rows, again and again."""
+    return history[:, -season:].repeat(1, -(-horizon // season), 1)[:, :horizon]
 
 
-def seasonal(history: Tensor, prepare: Any) -> Tensor:
-    return history[:, -prepare.season :].repeat(1, -(-prepare.horizon // prepare.season), 1)[:, : prepare.horizon]
-
-
-def growing(history: Tensor, prepare: Any) -> Tensor:
+def growing(history: Tensor, season: int, horizon: int) -> Tensor:
     """The last season times its growth over the one before, once more for every season ahead."""
-    last, before = (history[:, a:b].sum(1, keepdim=True) for a, b in ((-prepare.season, None), (-2 * prepare.season, -prepare.season)))
-    ahead = torch.arange(prepare.horizon, device=history.device)[:, None] // prepare.season + 1  # (horizon, 1)
-    return seasonal(history, prepare) * torch.where(before == 0, 1.0, last / before) ** ahead
+    last, before = (rows.sum(1, keepdim=True) for rows in (history[:, -season:], history[:, -2 * season : -season]))
+    ahead = torch.arange(horizon, device=history.device)[:, None] // season + 1  # (horizon, 1)
+    return seasonal(history, season, horizon) * torch.where(before == 0, 1.0, last / before) ** ahead
