@@ -105,9 +105,8 @@ class RecipeError(UserError):
         cells = [(f.key, f.wrong, *f"{'→ ' if f.do else ''}{f.do}".partition("   ")[::2]) for f in self.faults]
         wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
         rows = ["   ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip() for row in cells]
-        super().__init__(
-            head.format(n=len(self.faults)), "\n  ".join(rows), command and _("Try:  {command}").format(command=command), name="recipe"
-        )
+        do = command and _("Try:  {command}").format(command=command)
+        super().__init__(head.format(n=len(self.faults)), "\n  ".join(rows), do, name="recipe")
 
     def retold(self, words: list[str]) -> "RecipeError":
         """The faults in the order in which they were typed, and the command that mends them all, where every one can be mended by --set."""
@@ -118,9 +117,8 @@ class RecipeError(UserError):
         for f, key in zip(self.faults, keys, strict=True):
             mended[typed.get(key, f"set {key}")] = f"{'' if key in typed else '--set '}{'='.join(f.mend)}"
         command = "cloche " + " ".join(w if w.startswith("--set ") else shlex.quote(w) for w in mended.values())
-        return RecipeError(
-            [f for _key, f in sorted(zip(keys, self.faults, strict=True), key=lambda kf: typed.get(kf[0], len(words)))], can * command
-        )
+        order = sorted(zip(keys, self.faults, strict=True), key=lambda pair: typed.get(pair[0], len(words)))
+        return RecipeError([f for _key, f in order], can * command)
 
     def __str__(self) -> str:
         return "\n".join(line for line in (self.what, f"  {self.found}", self.do) if line)
