@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-import math
 import os
 from pathlib import Path
 import platform
@@ -31,16 +30,13 @@ from cloche.words import _
 
 @dataclass
 class Data:
-    """An opened source: the store, the rows of each part, and the preparation fitted on the training part.
-
-    carries: whether the net hands a state on, so that running text is read in lanes.
-    """
+    """An opened source."""
 
     store: Store
-    rows: dict[str, np.ndarray]
-    prepare: Any
+    rows: dict[str, np.ndarray]  # by part
+    prepare: Any  # fitted on the training part
     device: torch.device
-    carries: bool = False
+    carries: bool = False  # the net hands a state on, so that running text is read in lanes
     views: dict[str, tuple[Any, np.ndarray]] = field(default_factory=dict)
 
     def part(self, name: str) -> Part:
@@ -64,11 +60,7 @@ def open_data(
     store: Store | None = None,
     foreign: bool = False,
 ) -> Data:
-    """Read, split, fit on the training part.
-
-    Args:
-        prepare: a run's own, then nothing is fitted. foreign: the source is not the run's: it is not split either.
-    """
+    """Read, split, fit on the training part. prepare: a run's own, then nothing is fitted. foreign: not the run's data, and not split."""
     store = store or open_store(recipe.data, say)
     rows = {} if foreign else recipe.data.parts(store)
     fitted = prepare or KINDS[recipe.data.kind].prepare.fit(store, rows, recipe.data)
@@ -79,19 +71,14 @@ def device_of(asked: str) -> torch.device:
     """Raises: UserError when a device is asked for and absent: no run falls back by itself."""
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(asked)
+    device, n = torch.device(asked), torch.cuda.device_count()
     if asked == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each has its own
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    there = {"cpu": True, "cuda": torch.cuda.is_available()}[device.type]
-    if device.type == "cuda" and there and (device.index or 0) >= torch.cuda.device_count():
-        there = False
-    if not there:
-        raise UserError(
-            _("train.device = {device}, but there is no such device here").format(device=asked),
-            _("PyTorch {version} sees {n} CUDA devices").format(version=torch.__version__, n=torch.cuda.device_count()),
-            _("leave train.device out to use what there is, or install the PyTorch build for your device"),
-            name="device",
-        )
+    if device.type == "cuda" and (device.index or 0) >= n:
+        what = _("train.device = {device}, but there is no such device here").format(device=asked)
+        found = _("PyTorch {version} sees {n} CUDA devices").format(version=torch.__version__, n=n)
+        do = _("leave train.device out to use what there is, or install the PyTorch build for your device")
+        raise UserError(what, found, do, name="device")
     return device
 
 
@@ -122,10 +109,7 @@ def facts_of(recipe: Recipe, data: Data) -> dict[str, Any]:
 
 
 def task_of(recipe: Recipe, prepare: Any, facts: dict[str, Any]) -> tuple[Recipe, Task]:
-    """The recipe with the task's "auto" resolved, and the task.
-
-    Raises: RecipeError when the task is not for this kind of data, naming those that are.
-    """
+    """The recipe with the task's "auto" resolved, and the task. Raises: RecipeError when it is not for this kind of data."""
     kind, data = recipe.task.kind, recipe.data.kind
     if kind not in TASKS or data not in recipe.task.fits:
         fit = [k for k, c in TASKS.items() if data in c.fits]
@@ -136,10 +120,7 @@ def task_of(recipe: Recipe, prepare: Any, facts: dict[str, Any]) -> tuple[Recipe
 
 
 def nets_of(recipe: Recipe, task: Task) -> dict[str, nn.Module]:
-    """Build `[net]`, and the nets that train along with it, with weights drawn from the recipe's seed.
-
-    Raises: RecipeError when the net can't be called as the task calls it, or its keys are impossible for this data.
-    """
+    """`[net]` and the nets that train along, weights drawn from the seed. Raises: RecipeError for one that does not fit task or data."""
     kind, given = recipe.net.kind, task.ports["net"][0].kind
     fit = [k for k, c in NETS.items() if task.face in c.faces and given in (c.reads or (given,))]
     if kind not in fit:
@@ -152,9 +133,8 @@ def nets_of(recipe: Recipe, task: Task) -> dict[str, nn.Module]:
         nets = {"net": recipe.net.build(*task.ports["net"], task.face)}
         nets |= {name: config.build(*task.ports[name], config.faces[0]) for name, config in along.items()}
     except (ValueError, RuntimeError) as fault:  # RuntimeError: a net larger than the memory
-        raise RecipeError(
-            [Fault("net", str(fault).rpartition("Allocator: ")[2], _("make the net smaller") * isinstance(fault, RuntimeError))]
-        ) from None
+        do = _("make the net smaller") if isinstance(fault, RuntimeError) else ""
+        raise RecipeError([Fault("net", str(fault).rpartition("Allocator: ")[2], do)]) from None
     finally:
         torch.set_rng_state(outside)
     if recipe.train.batch < 2 * recipe.train.chunks and any(isinstance(m, BatchNorm) for n in nets.values() for m in n.modules()):
@@ -191,7 +171,3 @@ def job_of(recipe: Recipe, data: Data, task: Task, nets: dict[str, nn.Module], f
 
 def precision_of(recipe: Recipe) -> Precision:
     return Precision(*(v if v != "auto" else plain for v, plain in ((recipe.train.precision, "fp32"), (recipe.train.layout, "plain"))))
-
-
-def parameters_of(nets: dict[str, nn.Module]) -> int:
-    return sum(math.prod(p.shape) for net in nets.values() for p in net.parameters())

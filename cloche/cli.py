@@ -1,10 +1,9 @@
-"""The command line: reads words, calls a verb, prints. No logic of its own; each verb is imported inside its function.
+"""The command line: reads words, calls a verb, prints. No logic of its own; each verb is imported where it is called.
 
 Exit codes: 0 done, 1 the work failed, 2 the person's input, 75 stopped and the same command goes on, 130 interrupted.
 """
 
 import argparse
-from collections.abc import Callable
 import difflib
 import gettext
 import json
@@ -18,19 +17,8 @@ from cloche import __version__, start
 from cloche.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, UserError
 from cloche.words import _
 
-VERBS = {
-    "fit": "train",
-    "run": "train",
-    "resume": "train",
-    "test": "evaluate",
-    "eval": "evaluate",
-    "score": "evaluate",
-    "infer": "predict",
-    "classify": "predict",
-    "sample": "generate",
-    "draw": "generate",
-    "write": "generate",
-}
+MEANT = {"train": "fit run resume", "evaluate": "test eval score", "predict": "infer classify", "generate": "sample draw write"}
+VERBS = {word: verb for verb, words in MEANT.items() for word in words.split()}  # what people call a verb elsewhere
 GENERATE = {
     "n": _("how many"),
     "seed": _("what the randomness hangs on"),
@@ -48,9 +36,6 @@ ALIASES = {"epochs": "train.epochs", "batch": "train.batch", "lr": "optim.lr", "
 class Parser(argparse.ArgumentParser):
     """argparse, whose faults are ours: what, found, do."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given, allow_abbrev=False)
-
     def _print_message(self, message: str, file: Any = None) -> None:
         _print(message.rstrip())
 
@@ -58,11 +43,9 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             near = VERBS.get(value) or next(iter(difflib.get_close_matches(value, list(action.choices), 1)), "")
             what = _('there is no verb "{name}"') if action.dest == "verb" else _('there is no list "{name}"')
-            found = (
-                _("did you mean: {command}").format(command=f"{self.prog} {near}")
-                if near in action.choices
-                else _("there are {names}").format(names=", ".join(action.choices))
-            )
+            found = _("there are {names}").format(names=", ".join(action.choices))
+            if near in action.choices:
+                found = _("did you mean: {command}").format(command=f"{self.prog} {near}")
             raise UserError(what.format(name=value), found, _("see {command} --help").format(command=self.prog), name="usage")
 
     def error(self, message: str) -> Any:
@@ -73,21 +56,19 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     gettext.bindtextdomain("cloche", str(Path(__file__).parent / "lang"))  # argparse looks its own words up in the global domain
     gettext.textdomain("cloche")
-    top = Parser(
-        prog="cloche",
-        description=_("From your own data to a trained, measured, explained network."),
-        epilog=_("Start with: cloche train digits"),
-    )
+    about = _("From your own data to a trained, measured, explained network.")
+    top = Parser(prog="cloche", description=about, epilog=_("Start with: cloche train digits"), allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"cloche {__version__}", help=_("show program's version number and exit"))
-    verbs = top.add_subparsers(dest="verb", metavar=_("VERB"), parser_class=Parser)
+    verbs = top.add_subparsers(dest="verb", metavar=_("VERB"))
 
-    def verb(name: str, does: str, run: Callable[[argparse.Namespace], Any]) -> Parser:
-        p = verbs.add_parser(name, help=does, description=does)
+    def verb(name: str, does: str, takes_run: bool = True) -> Parser:
+        p = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
         p.add_argument("--json", action="store_true", help=_("one JSON object on stdout"))
-        p.set_defaults(run=run)
+        if takes_run:
+            p.add_argument("run_folder", metavar="RUN")
         return p
 
-    p = verb("train", _("train a recipe, or go on with its unfinished run"), _train)
+    p = verb("train", _("train a recipe, or go on with its unfinished run"), takes_run=False)
     p.add_argument("recipe", metavar="RECIPE", help=_("a recipe that comes with cloche, a .toml file, or a path to your data"))
     p.add_argument("--data", metavar="PATH", help=_("the data, in place of the recipe's"))
     _settable(p)
@@ -100,38 +81,32 @@ def parser() -> Parser:
         "--save-seconds", type=float, default=0.0, metavar="S", help=_("a checkpoint every S seconds; else as many as cost 1 %%")
     )
     p.add_argument("--allow-change", action="append", default=[], metavar="FIELD", help=_("go on although this field differs"))
-    p = verb("evaluate", _("the figures of a run, or of a run on other data"), _evaluate)
-    p.add_argument("run_folder", metavar="RUN")
+    p = verb("evaluate", _("the figures of a run, or of a run on other data"))
     p.add_argument("--data", metavar="PATH", help=_("other data with the same classes"))
-    p = verb("predict", _("a run's answer for each input"), _predict)
-    p.add_argument("run_folder", metavar="RUN")
+    p = verb("predict", _("a run's answer for each input"))
     p.add_argument("inputs", nargs="+", metavar="INPUT", help=_("a file, or words or a row of numbers in quotes"))
-    p = verb("generate", _("text or pictures from a run"), _generate)
-    p.add_argument("run_folder", metavar="RUN")
+    p = verb("generate", _("text or pictures from a run"))
     p.add_argument("prompt", nargs="?", default="", metavar="PROMPT")
     for name, text in GENERATE.items():
         p.add_argument(f"--{name}", metavar=name[0].upper(), help=text)
-    p = verb("explain", _("the layers of a recipe, or what happens inside a run on one input"), _explain)
+    p = verb("explain", _("the layers of a recipe, or what happens inside a run on one input"), takes_run=False)
     p.add_argument("what", metavar="RECIPE|RUN")
-    p.add_argument(
-        "input", nargs="?", metavar="INPUT", help=_("a file, or words or a row of numbers in quotes; else the first validation example")
-    )
+    told = _("a file, or words or a row of numbers in quotes; else the first validation example")
+    p.add_argument("input", nargs="?", metavar="INPUT", help=told)
     p.add_argument("--label", metavar="K", help=_("the true class; else the predicted one"))
     p.add_argument("--at", metavar="LAYER:C,Y,X", help=_("show the products whose sum is one number of a map, such as conv1:0,5,7"))
     p.add_argument("--out", metavar="FOLDER", help=_("where the pictures go; RUN/report if not given"))
     p.add_argument("--data", metavar="PATH", help=_("the data, in place of the recipe's"))
     _settable(p)
-    p = verb("report", _("write a run's page again"), _report)
-    p.add_argument("run_folder", metavar="RUN")
-    p = verb("list", _("recipes, nets, tasks, data, optimizers, every key; or the JSON schema"), _list)
+    verb("report", _("write a run's page again"))
+    p = verb("list", _("recipes, nets, tasks, data, optimizers, every key; or the JSON schema"), takes_run=False)
     p.add_argument("what", nargs="?", default="recipes", choices=["recipes", "nets", "tasks", "data", "optim", "train", "schema"])
     return top
 
 
 def _settable(p: Parser) -> None:
-    p.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=_("a key of the recipe, such as optim.lr=0.01; may be repeated")
-    )
+    told = _("a key of the recipe, such as optim.lr=0.01; may be repeated")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=told)
     for name, key in ALIASES.items():
         p.add_argument(f"--{name}", metavar=name[0].upper(), help=_("short for --set {key}=…").format(key=key))
 
@@ -139,59 +114,41 @@ def _settable(p: Parser) -> None:
 def run(argv: list[str]) -> int:
     """Run a command line; returns the exit code. Faults are told on stderr, with --json on stdout too."""
     as_json = "--json" in argv
+    os.environ.update({name: os.environ.get(name, "1") for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")})  # no network
     try:
-        _no_network()
         args = parser().parse_args(argv)
         if not args.verb:
             parser().print_help()
             return DONE
-        found, text = args.run(args)
+        found, text = _done(args)
         _print(json.dumps(found) if as_json else text)
         return DONE
     except UserError as fault:
-        _tell(fault.retold(argv) if hasattr(fault, "retold") else fault, as_json)
-        return fault.code
+        return _tell(fault.retold(argv) if hasattr(fault, "retold") else fault, as_json)
     except KeyboardInterrupt:
-        _tell(UserError(_("interrupted"), code=INTERRUPTED, name="interrupted"), as_json)
-        return INTERRUPTED
+        return _tell(UserError(_("interrupted"), code=INTERRUPTED, name="interrupted"), as_json)
     except OSError as fault:  # the machine's: no room for the output, a name too long, a folder that may not be read
-        _tell(
-            UserError(
-                fault.strerror or str(fault), str(fault.filename or ""), _("look at that path or disk, then type it again"), name="system"
-            ),
-            as_json and bool(fault.filename),
-        )
-        return WRONG_INPUT if fault.filename else FAILED
+        do, code = _("look at that path or disk, then type it again"), WRONG_INPUT if fault.filename else FAILED
+        told = UserError(fault.strerror or str(fault), str(fault.filename or ""), do, code=code, name="system")
+        return _tell(told, as_json and bool(fault.filename))
     except Exception as fault:  # a bug of ours: say so, keep the trace for the report, not for the eye
         trace = Path(f"cloche-fault-{os.getpid()}.txt")
         try:
             trace.write_text(traceback.format_exc(), encoding="utf-8")
         except OSError:
             traceback.print_exc()
-        _tell(
-            UserError(
-                _("cloche itself failed: {why}").format(why=f"{type(fault).__name__}: {fault}"),
-                _("the trace is in {path}").format(path=trace),
-                _("please report it"),
-                code=FAILED,
-                name="bug",
-            ),
-            as_json,
-        )
-        return FAILED
+        what, found = _("cloche itself failed: {why}"), _("the trace is in {path}").format(path=trace)
+        what = what.format(why=f"{type(fault).__name__}: {fault}")
+        return _tell(UserError(what, found, _("please report it"), code=FAILED, name="bug"), as_json)
 
 
-def _no_network() -> None:
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
-        os.environ.setdefault(name, "1")
-
-
-def _tell(fault: UserError, as_json: bool) -> None:
+def _tell(fault: UserError, as_json: bool) -> int:
     from cloche.training.log import say  # here: it costs nothing, and is not needed on the way to --help
 
     say(str(fault))
     if as_json:
         _print(json.dumps({"error": fault.as_dict()}))
+    return fault.code
 
 
 def _print(text: str, end: str = "\n") -> None:
@@ -210,59 +167,45 @@ def _sets(args: argparse.Namespace) -> dict[str, Any]:
     return dict(parse_set(text) for text in [*args.set, *short])
 
 
-def _train(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use import story
-    from cloche.use.train import Options, many, train
-
-    given = {"out": args.out, "again": args.again, "allow_change": tuple(args.allow_change), "rewind": args.rewind}
-    options = Options(t0=start.T0, save_s=args.save_seconds, **given)
-    if args.folds or args.seeds:
-        found = many(args.recipe, args.data, _sets(args), options, args.folds, args.seeds)
-        return found, story.summary_text(found)
-    return story.plain(train(args.recipe, args.data, _sets(args), options)), ""
-
-
-def _evaluate(args: argparse.Namespace) -> tuple[Any, str]:
+def _done(args: argparse.Namespace) -> tuple[Any, str]:
+    """What a verb found, for --json, and as text. Each is imported where it is called: --help must not wait for torch."""
     from cloche.use import story
     from cloche.use.model import load
 
-    model = load(args.run_folder)
-    results = model.evaluate(args.data)
-    return story.plain(model, results), story.figures_text(model, results)
+    match args.verb:
+        case "train":
+            from cloche.use.train import Options, many, train
 
+            given = {"out": args.out, "again": args.again, "allow_change": tuple(args.allow_change), "rewind": args.rewind}
+            options = Options(t0=start.T0, save_s=args.save_seconds, **given)
+            if args.folds or args.seeds:
+                found = many(args.recipe, args.data, _sets(args), options, args.folds, args.seeds)
+                return found, story.summary_text(found)
+            return story.plain(train(args.recipe, args.data, _sets(args), options)), ""
+        case "evaluate":
+            model = load(args.run_folder)
+            results = model.evaluate(args.data)
+            return story.plain(model, results), story.figures_text(model, results)
+        case "predict":
+            answers = load(args.run_folder).predict(args.inputs)
+            found = [{"input": given, **answer} for given, answer in zip(args.inputs, answers, strict=True)]
+            return {"predictions": found}, story.answers_text(found)
+        case "generate":
+            from cloche.use.generate import generate, how_of
 
-def _predict(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use import story
-    from cloche.use.model import load
+            given = {key: v for name in GENERATE if (v := getattr(args, key := name.replace("-", "_"))) is not None}
+            write = (lambda text: None) if args.json else (lambda text: _print(text, ""))
+            found = generate(args.run_folder, args.prompt, how_of(given), write)
+            return found, "\n".join(o["path"] for o in found["outputs"] if "path" in o)
+        case "explain":
+            from cloche.use.explain import explain
 
-    answers = load(args.run_folder).predict(args.inputs)
-    found = [{"input": given, **answer} for given, answer in zip(args.inputs, answers, strict=True)]
-    return {"predictions": found}, story.answers_text(found)
+            return explain(args.what, args.input, label=args.label, at=args.at, out=args.out, data=args.data, sets=_sets(args))
+        case "report":
+            from cloche.use.report import report
 
-
-def _generate(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use.generate import generate, how_of
-
-    given = {name.replace("-", "_"): v for name in GENERATE if (v := getattr(args, name.replace("-", "_"))) is not None}
-    write = (lambda text: None) if args.json else (lambda text: _print(text, ""))
-    found = generate(args.run_folder, args.prompt, how_of(given), write)
-    return found, "\n".join(o["path"] for o in found["outputs"] if "path" in o)
-
-
-def _explain(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use.explain import explain
-
-    return explain(args.what, args.input, label=args.label, at=args.at, out=args.out, data=args.data, sets=_sets(args))
-
-
-def _report(args: argparse.Namespace) -> tuple[Any, str]:
-    from cloche.use.report import report
-
-    path = report(args.run_folder)
-    return {"report": str(path)}, str(path)
-
-
-def _list(args: argparse.Namespace) -> tuple[Any, str]:
+            path = str(report(args.run_folder))
+            return {"report": path}, path
     from cloche.use.catalogue import catalogue
 
     return catalogue(args.what)

@@ -31,8 +31,19 @@ ALIASES = {
     for alias in aliases.split()
 }  # fmt: skip
 
-
 PLACES = {"data": "data", "net": "nets", "task": "tasks", "optim": "optim", "train": "train"}  # table → where `cloche list` shows its keys
+EXPECTED = {  # what pydantic finds wrong → what is told; its own words for the bound fill the gap
+    "greater_than": _("must be more than {gt}"),
+    "greater_than_equal": _("must be at least {ge}"),
+    "less_than": _("must be less than {lt}"),
+    "less_than_equal": _("must be at most {le}"),
+    "too_short": _("too short, needs {min_length} or more"),
+    "finite_number": _("must be a finite number"),
+    "string_pattern_mismatch": _("not allowed here"),
+}
+LIST, TABLE = _("a list in brackets"), _("a table")
+TYPES = {"int": _("a whole number"), "float": _("a number"), "string": _("text in quotes"), "bool": _("true or false")}
+TYPES |= {"tuple": LIST, "list": LIST, "model": TABLE, "dict": TABLE}
 
 
 class Frozen(BaseModel):
@@ -94,9 +105,8 @@ class RecipeError(UserError):
         cells = [(f.key, f.wrong, *f"{'→ ' if f.do else ''}{f.do}".partition("   ")[::2]) for f in self.faults]
         wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
         rows = ["   ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip() for row in cells]
-        super().__init__(
-            head.format(n=len(self.faults)), "\n  ".join(rows), command and _("Try:  {command}").format(command=command), name="recipe"
-        )
+        do = command and _("Try:  {command}").format(command=command)
+        super().__init__(head.format(n=len(self.faults)), "\n  ".join(rows), do, name="recipe")
 
     def retold(self, words: list[str]) -> "RecipeError":
         """The faults in the order in which they were typed, and the command that mends them all, where every one can be mended by --set."""
@@ -107,12 +117,16 @@ class RecipeError(UserError):
         for f, key in zip(self.faults, keys, strict=True):
             mended[typed.get(key, f"set {key}")] = f"{'' if key in typed else '--set '}{'='.join(f.mend)}"
         command = "cloche " + " ".join(w if w.startswith("--set ") else shlex.quote(w) for w in mended.values())
-        return RecipeError(
-            [f for _key, f in sorted(zip(keys, self.faults, strict=True), key=lambda kf: typed.get(kf[0], len(words)))], can * command
-        )
+        order = sorted(zip(keys, self.faults, strict=True), key=lambda pair: typed.get(pair[0], len(words)))
+        return RecipeError([f for _key, f in order], can * command)
 
     def __str__(self) -> str:
         return "\n".join(line for line in (self.what, f"  {self.found}", self.do) if line)
+
+
+def instead(key: str, value: Any, wrong: str, better: str) -> Fault:
+    """The fault of one word where another is meant."""
+    return Fault(f"{key} = {show(value)}", wrong, better and f'"{better}"', (key, better))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -167,20 +181,16 @@ def faults_of(error: ValidationError, table: str, config: type[BaseModel], raw: 
             out.append(Fault(key, _("is missing"), _("set it: --set {key}=…").format(key=key)))
         elif kind == "literal_error":
             allowed = choices(known.get(key))
-            near = nearest(str(value), allowed)
-            out.append(
-                Fault(
-                    f"{key} = {show(value)}",
-                    _("not one of {allowed}").format(allowed=", ".join(allowed)),
-                    near and f'"{near}"',
-                    (key, near),
-                )
-            )
-        elif kind == "value_error":
-            out.append(Fault(f"{key} = {show(value)}", str(more["error"])))
+            told = _("not one of {allowed}").format(allowed=", ".join(allowed))
+            out.append(instead(key, value, told, nearest(str(value), allowed)))
         else:
-            way = known[key].description if kind == "string_pattern_mismatch" else _default(known.get(key))
-            out.append(Fault(f"{key} = {show(value)}", _expected(kind, more), way))
+            told = EXPECTED.get(kind) or _("must be {type}").format(type=TYPES.get(kind.partition("_")[0], kind))
+            field, way = known.get(key), ""
+            if kind == "string_pattern_mismatch":
+                way = field.description
+            elif field and not field.is_required() and field.default is not None:
+                way = _("for example {value}").format(value=show(field.default))
+            out.append(Fault(f"{key} = {show(value)}", told.format(**{k: show(v) for k, v in more.items()}), way))
     # a list with a bad entry is "too short" as well, and each member of a union has its say: the innermost first word counts
     return list({f.key: f for f in reversed(out) if not any(o.key.startswith(f.key.split(" = ")[0] + ".") for o in out)}.values())
 
@@ -204,34 +214,3 @@ def show(value: Any) -> str:
     if isinstance(value, BaseModel):
         return show(value.model_dump())
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _default(field: Any) -> str:
-    if field is None or field.is_required() or field.get_default(call_default_factory=True) is None:
-        return ""
-    return _("for example {value}").format(value=show(field.get_default(call_default_factory=True)))
-
-
-def _expected(kind: str, more: dict[str, Any]) -> str:
-    bounds = {
-        "greater_than": lambda: _("must be more than {bound}").format(bound=show(more["gt"])),
-        "greater_than_equal": lambda: _("must be at least {bound}").format(bound=show(more["ge"])),
-        "less_than": lambda: _("must be less than {bound}").format(bound=show(more["lt"])),
-        "less_than_equal": lambda: _("must be at most {bound}").format(bound=show(more["le"])),
-        "too_short": lambda: _("too short, needs {n} or more").format(n=more["min_length"]),
-        "finite_number": lambda: _("must be a finite number"),
-        "string_pattern_mismatch": lambda: _("not allowed here"),
-    }
-    if kind in bounds:
-        return bounds[kind]()
-    types = {
-        "int": _("a whole number"),
-        "float": _("a number"),
-        "string": _("text in quotes"),
-        "bool": _("true or false"),
-        "tuple": _("a list in brackets"),
-        "list": _("a list in brackets"),
-        "model": _("a table"),
-        "dict": _("a table"),
-    }
-    return _("must be {type}").format(type=types.get(kind.partition("_")[0], kind))

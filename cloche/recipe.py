@@ -6,12 +6,13 @@ import re
 import tomllib
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError
 import tomli_w
 
 from cloche.config import ALIASES, Fault, Frozen, NetConfig, RecipeError, faults_of, keys_of, nearest, show, unknown, wrong_kind
 from cloche.data.kinds import DATA, KINDS
-from cloche.data.store import BUILTIN, kind_of
+from cloche.data.read.examples import utf8
+from cloche.data.store import kind_of
 from cloche.errors import UserError
 from cloche.nets import NETS
 from cloche.tasks import TASKS
@@ -23,17 +24,10 @@ from cloche.words import _
 FORMAT = 1
 
 
-class ModuleConfig(NetConfig):
-    """A person's own nn.Module, passed to `cloche.fit`: the run remembers its name, never its code."""
+class OwnConfig(NetConfig):
+    """A person's own nn.Module or task object, passed to `cloche.fit`: the run remembers its name, never its code."""
 
-    kind: Literal["module"] = "module"
-    name: str
-
-
-class OwnTaskConfig(Frozen):
-    """A person's own task object, passed to `cloche.fit`."""
-
-    kind: Literal["own"] = "own"
+    kind: Literal["module", "own"]
     name: str
 
 
@@ -56,13 +50,6 @@ class Recipe(Frozen):
     train: TrainConfig
     expect: Expect | None = None
 
-    @field_validator("train")
-    @classmethod
-    def _one_length(cls, train: TrainConfig) -> TrainConfig:
-        if (train.epochs is None) == (train.steps is None):
-            raise ValueError(_("set train.epochs or train.steps, exactly one"))
-        return train
-
     def tables(self) -> dict[str, Any]:
         """Plain dicts, without keys that are not set."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -75,93 +62,79 @@ class Recipe(Frozen):
         return self.model_copy(update={t: getattr(self, t).model_copy(update=keys) for t, keys in tables.items()})
 
 
-# table → (its kinds, what one of them is called, the kind where none is given)
+# table → (its kinds, what one of them is called, the kind where none is given and nothing else tells it)
 TABLES: dict[str, tuple[dict[str, Any], str, str]] = {
-    "data": (DATA, _("kind of data"), ""),
-    "net": (NETS | {"module": ModuleConfig}, _("net"), ""),
-    "task": (TASKS | {"own": OwnTaskConfig}, _("task"), ""),
+    "data": (DATA, _("kind of data"), "pictures"),
+    "net": (NETS | {"module": OwnConfig}, _("net"), ""),
+    "task": (TASKS | {"own": OwnConfig}, _("task"), ""),
     "optim": (OPTIMS, _("optimizer"), "adam"),
 }
 SINGLE = {"train": TrainConfig, "expect": Expect}
+RECIPES = resources.files("cloche") / "recipes"
 
 
-def _recipes() -> Any:
-    return resources.files("cloche") / "recipes"
+def kinds_of(table: str) -> dict[str, type[Frozen]]:
+    """The kinds that a recipe may name: all but a person's own."""
+    return {kind: config for kind, config in TABLES[table][0].items() if config is not OwnConfig}
 
 
 def shipped() -> list[str]:
     """The names of the recipes that come with cloche."""
-    return sorted(p.name.removesuffix(".toml") for p in _recipes().iterdir() if p.name.endswith(".toml"))
+    return sorted(p.name.removesuffix(".toml") for p in RECIPES.iterdir() if p.name.endswith(".toml"))
 
 
 def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
     """RECIPE as a person types it → (name of the run, tables as written).
 
-    A bare word is a shipped recipe, `x.toml` a file, anything else a path to data.
-    Raises: UserError when both a recipe and a folder go by the name, or neither does.
+    A bare word is a shipped recipe, `x.toml` a file, anything else a path to data; a UserError where two go by the name, or none.
     """
     word = name.removeprefix("recipe:")
     if word in shipped():
         if word == name and Path(name).is_dir():
-            raise UserError(
-                _('"{name}" is a recipe, and a folder here has that name too').format(name=name),
-                "",
-                _("write recipe:{name} for the recipe, ./{name} for the folder").format(name=name),
-            )
-        raw = tomllib.loads((_recipes() / f"{word}.toml").read_text(encoding="utf-8"))
+            told = _('"{name}" is a recipe, and a folder here has that name too').format(name=name)
+            raise UserError(told, "", _("write recipe:{name} for the recipe, ./{name} for the folder").format(name=name))
+        raw = tomllib.loads((RECIPES / f"{word}.toml").read_text(encoding="utf-8"))
     elif name.endswith(".toml"):
-        word, raw = Path(name).stem, _read_toml(Path(name))
+        word = Path(name).stem
+        if not Path(name).exists():
+            do = _("the shipped recipes are {names}").format(names=", ".join(shipped()))
+            raise UserError(_("there is no file {path}").format(path=name), "", do)
+        try:
+            raw = tomllib.loads(utf8(Path(name)))
+        except (tomllib.TOMLDecodeError, RecursionError) as fault:
+            told = _("{path} is not a recipe: {why}").format(path=name, why=fault)
+            raise UserError(told, "", _("a recipe is a TOML file; see: cloche list recipes")) from None
     elif name and (Path(name).exists() or "/" in name or "\\" in name):
         if all((Path(name) / n).exists() for n in ("recipe.toml", "facts.json")):
-            found = _("to train it anew: cloche train {path}; what it answers: cloche predict {run} INPUT")
-            raise UserError(_("{path} is a run, not data").format(path=name), "", found.format(path=Path(name) / "recipe.toml", run=name))
-        kind = kind_of(name)
-        word = Path(name).resolve().name or "data"
-        raw = tomllib.loads((_recipes() / f"{KINDS[kind].recipe}.toml").read_text(encoding="utf-8"))
+            do = _("to train it anew: cloche train {path}; what it answers: cloche predict {run} INPUT")
+            raise UserError(_("{path} is a run, not data").format(path=name), "", do.format(path=Path(name) / "recipe.toml", run=name))
+        word, kind = Path(name).resolve().name or "data", KINDS[kind_of(name)]
+        raw = tomllib.loads((RECIPES / f"{kind.recipe}.toml").read_text(encoding="utf-8"))
         raw.pop("expect", None)
-        for table, _dot, key in (k.partition(".") for k in KINDS[kind].ours):
+        for table, _dot, key in (k.partition(".") for k in kind.ours):
             raw[table].pop(key, None)
         raw["data"]["source"] = name
     else:
         near = nearest(name, [*shipped(), *(p.name for p in Path().iterdir())])
-        raise UserError(
-            _('there is no recipe "{name}"').format(name=name),
-            _('the nearest is "{near}"').format(near=near) if near else "",
-            _("the shipped ones are {names}; or give a .toml file or a path to your data").format(names=", ".join(shipped())),
-        )
+        found = near and _('the nearest is "{near}"').format(near=near)
+        do = _("the shipped ones are {names}; or give a .toml file or a path to your data").format(names=", ".join(shipped()))
+        raise UserError(_('there is no recipe "{name}"').format(name=name), found, do)
     if data is not None:
         raw["data"] = {**raw.get("data", {}), "source": data}
     return re.sub(r"[^\w.-]", "_", word), raw
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as f:
-            text = f.read(1 << 20)
-        return tomllib.loads(text.decode("utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            _("there is no file {path}").format(path=path), "", _("the shipped recipes are {names}").format(names=", ".join(shipped()))
-        ) from None
-    except UnicodeDecodeError as fault:
-        raise UserError(_("{path} is not UTF-8").format(path=path), _("byte {n}").format(n=fault.start), _("save it as UTF-8")) from None
-    except (OSError, tomllib.TOMLDecodeError, RecursionError) as fault:
-        raise UserError(
-            _("{path} is not a recipe: {why}").format(path=path, why=fault), "", _("a recipe is a TOML file; see: cloche list recipes")
-        ) from None
-
-
 def change(raw: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
     """The tables with dotted keys set; `train.steps` unsets `train.epochs` and the other way round."""
-    out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+    out, both = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}, {"train.steps", "train.epochs"}
     for key, value in sorted(sets.items(), key=lambda item: item[0] != "net.kind"):  # which clears, whatever the order
         *path, last = key.split(".")
         table = out
         for p in path:
             table[p] = dict(table[p]) if isinstance(table.get(p), dict) else {}
             table = table[p]
-        if key in ("train.steps", "train.epochs"):
-            table.pop("epochs" if last == "steps" else "steps", None) if not {"train.steps", "train.epochs"} <= sets.keys() else None
+        if key in both and not both <= sets.keys():
+            table.pop("epochs" if last == "steps" else "steps", None)
         if key == "net.kind" and table.get("kind") != value:  # the other net has other keys
             table.clear()
         table[last] = value
@@ -180,22 +153,15 @@ def parse_set(text: str) -> tuple[str, Any]:
 
 
 def parse(raw: dict[str, Any], name: str = "") -> Recipe:
-    """Tables as written → a Recipe.
-
-    Raises: RecipeError with every fault; UserError for a format that this version does not read.
-    """
+    """Tables as written → a Recipe. Raises: RecipeError with every fault; UserError for a format that this version does not read."""
     if (found := raw.get("format")) != FORMAT:
-        newer = (
-            _("Update cloche.") if type(found) is int and found > FORMAT else _("write format = {n} into its first line").format(n=FORMAT)
-        )
-        raise UserError(
-            _("the recipe {name} is of another format").format(name=name),
-            _("format = {n} expected, {found} found").format(n=FORMAT, found=show(found)),
-            newer,
-        )
+        newer = type(found) is int and found > FORMAT
+        do = _("Update cloche.") if newer else _("write format = {n} into its first line").format(n=FORMAT)
+        told = _("format = {n} expected, {found} found").format(n=FORMAT, found=show(found))
+        raise UserError(_("the recipe {name} is of another format").format(name=name), told, do)
     faults, built = [], {}
-    known = {k: f for t, (kinds, _noun, _kind) in TABLES.items() for c in kinds.values() for k, f in keys_of(c, t).items()}
-    known |= {k: f for t, c in SINGLE.items() for k, f in keys_of(c, t).items()}
+    configs = [(t, c) for t, (kinds, *_rest) in TABLES.items() for c in kinds.values()] + list(SINGLE.items())
+    known = {key: field for table, config in configs for key, field in keys_of(config, table).items()}
     for table in raw.keys() - {"format", *TABLES, *SINGLE}:
         near = nearest(table, [*TABLES, *SINGLE]) or ALIASES.get(table.lower(), "").split(".")[0]
         if not isinstance(raw[table], dict):
@@ -209,9 +175,13 @@ def parse(raw: dict[str, Any], name: str = "") -> Recipe:
         if not isinstance(given, dict):
             faults.append(Fault(f"{table} = {show(given)}", _("must be {type}").format(type=_("a table")), f'{table}.kind = "{given}"'))
             continue
-        kind = given.get("kind") or (_data_kind(given) if table == "data" else _task_kind(built) if table == "task" else default)
+        if table == "data" and isinstance(source := given.get("source"), str) and not given.get("kind"):
+            default = kind_of(source)
+        elif table == "task":  # the first one that is for the data
+            default = next(task for task, config in TASKS.items() if getattr(built.get("data"), "kind", "pictures") in config.fits)
+        kind = given.get("kind") or default
         if kind not in kinds:
-            faults.append(wrong_kind(f"{table}.kind", kind, {k: c for k, c in kinds.items() if k not in ("module", "own")}, noun))
+            faults.append(wrong_kind(f"{table}.kind", kind, kinds_of(table), noun))
             faults += [unknown(f"{table}.{k}", v, known, raw) for k, v in given.items() if f"{table}.{k}" not in known]
             continue
         built[table] = _table(table, kinds[kind], {**raw, table: {**given, "kind": kind}}, faults)
@@ -227,17 +197,6 @@ def parse(raw: dict[str, Any], name: str = "") -> Recipe:
     return Recipe(format=FORMAT, **built)
 
 
-def _data_kind(given: dict[str, Any]) -> str:
-    source = given.get("source")
-    return kind_of(source) if isinstance(source, str) else "pictures"
-
-
-def _task_kind(built: dict[str, Any]) -> str:
-    """The first task that is for the data."""
-    kind = getattr(built.get("data"), "kind", "pictures")
-    return next(name for name, config in TASKS.items() if kind in config.fits)
-
-
 def _table(table: str, config: type[Frozen], raw: dict[str, Any], faults: list[Fault]) -> Frozen | None:
     try:
         return config.model_validate(raw.get(table, {}))
@@ -248,10 +207,7 @@ def _table(table: str, config: type[Frozen], raw: dict[str, Any], faults: list[F
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors."""
-    tables = {
-        t: {"oneOf": [c.model_json_schema() for c in dict.fromkeys(c for k, c in kinds.items() if k not in ("module", "own"))]}
-        for t, (kinds, _noun, _default) in TABLES.items()
-    }
+    tables = {t: {"oneOf": [c.model_json_schema() for c in dict.fromkeys(kinds_of(t).values())]} for t in TABLES}
     single = {t: c.model_json_schema() for t, c in SINGLE.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -261,6 +217,3 @@ def schema() -> dict[str, Any]:
         "required": ["format", "data", "net", "train"],
         "additionalProperties": False,
     }
-
-
-__all__ = ["BUILTIN", "FORMAT", "Recipe", "change", "find", "parse", "parse_set", "schema", "shipped"]

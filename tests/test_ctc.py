@@ -4,7 +4,7 @@ from itertools import groupby
 
 import torch
 
-from cloche.decode.ctc import best_path
+from cloche.tasks.transcribe import best_path
 
 
 def path(*rows):

@@ -149,5 +149,5 @@ def test_it_learns_eight_rows_by_heart():
 
 @pytest.mark.parametrize("width, heads, fit", [(16, 5, "Choose 1, 2, 4, 8"), (15, 1, "Choose an even width")])
 def test_heads_that_do_not_cut_the_width_are_refused(width, heads, fit):
-    with pytest.raises(ValueError, match=f"net.heads = {heads} does not cut net.width = {width} into even parts. {fit}"):
+    with pytest.raises(ValueError, match=f"net.heads = {heads} does not fit net.width = {width}. {fit}"):
         GptConfig(width=width, heads=heads).build(Port("tokens", (8,), V), Port("tokens", (8,), V), "continues")

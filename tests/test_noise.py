@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cloche.decode.noise import HIGH, alpha_sigma, from_velocity, noised, schedule, velocity
+from cloche.decode.diffusion import HIGH, alpha_sigma, from_velocity, noised, schedule, velocity
 
 
 def test_the_schedule_is_that_of_a_cosine_between_its_bounds():

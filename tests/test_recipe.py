@@ -287,7 +287,7 @@ def test_a_recipe_file_that_is_missing_or_a_folder(refused):
     told = refused("train", "my.toml")
     assert "there is no file my.toml" in told and f"the shipped recipes are {', '.join(shipped())}" in told
     Path("my.toml").mkdir()
-    assert re.search(r"my\.toml is not a recipe: .*[Dd]irectory", refused("train", "my.toml"))
+    assert re.search(r"my\.toml cannot be read\n  .*[Dd]irectory", refused("train", "my.toml"))
 
 
 # --- a right one ------------------------------------------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from cloche.decode.noise import alpha_sigma, schedule
-from cloche.decode.solvers import SOLVERS, ddim, ddpm, generators, guided, normal
+from cloche.decode.diffusion import SOLVERS, alpha_sigma, ddim, ddpm, generators, guided, normal, schedule
 
 MEAN, STD = 0.3, 0.5  # of data that is Gaussian in every pixel
 D = torch.float64

@@ -102,7 +102,7 @@ def test_the_alignment_sums_to_one_over_the_real_source():
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_with_those_that_do():
-    with pytest.raises(ValueError, match=r"net.heads = 5 does not divide net.width = 12. Choose 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(ValueError, match=r"net.heads = 5 does not fit net.width = 12. Choose 1, 2, 3, 4, 6, 12"):
         TransformerConfig(width=12, heads=5).build(Port("tokens", (None,), V), Port("tokens", (None,), U), "pairs")
 
 

@@ -134,5 +134,5 @@ def test_keys_that_cannot_be_are_refused():
     six = Port("image", (1, 6, 6))
     with pytest.raises(ValueError, match="3 stages halve the side 2 times; 6 pixels"):
         CONFIG.model_copy(update={"mults": (1, 2, 2)}).build(six, six, "denoises")
-    with pytest.raises(ValueError, match="heads = 5 does not divide net.width = 16"):
+    with pytest.raises(ValueError, match="heads = 5 does not fit net.width = 16"):
         CONFIG.model_copy(update={"heads": 5}).build(IMAGE, IMAGE, "denoises")

@@ -3,11 +3,10 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cloche.data.pairs import BOS, EOS, PAD
-
-Memory = tuple[Tensor, Tensor]  # (B, S, C) and (B, S) bool
+from cloche.nets.attention import Memory
 
 
 @torch.no_grad()

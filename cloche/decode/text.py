@@ -43,7 +43,6 @@ def continue_text(
     """The `limit` tokens that follow the prompt (1, T), one by one; `never` is one that is not written, such as the unknown word.
 
     What a net with a context has no more room for it forgets: it starts again from the newer half of what it sees.
-    Raises: UserError for a prompt that is longer than the context.
     """
     check_prompt(prompt.shape[1], net.context)
     room = net.context or prompt.shape[1] + limit
@@ -63,9 +62,4 @@ def continue_text(
 
 def stream(tokens: Iterator[int], decode: Callable[[list[int]], bytes]) -> Iterator[str]:
     """The text of tokens as they come, never half a character: bytes wait until theirs is whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in tokens:
-        if text := decoder.decode(decode([token])):
-            yield text
-    if rest := decoder.decode(b"", final=True):
-        yield rest
+    return codecs.iterdecode((decode([token]) for token in tokens), "utf-8", "replace")

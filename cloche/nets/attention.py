@@ -12,6 +12,18 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
+from cloche.words import _
+
+Memory = tuple[Tensor, Tensor]  # (B, S, C) and (B, S) bool, True where a token stands
+Carry = dict[str, Tensor] | None
+
+
+def check_heads(width: int, heads: int, each: int = 1) -> None:
+    """Raises: ValueError when the heads do not cut the width into parts of a multiple of `each`."""
+    if width % (each * heads):
+        fit = ", ".join(str(n) for n in range(1, width + 1) if width % (each * n) == 0) or _("an even width")
+        raise ValueError(_("net.heads = {heads} does not fit net.width = {width}. Choose {fit}").format(heads=heads, width=width, fit=fit))
+
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, T, C) → (B, H, T, D)
@@ -22,12 +34,10 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """softmax(q·kᵀ / √D) · v, by torch's fused kernel.
+    """softmax(q·kᵀ / √D) · v, (B, H, T, D), by torch's fused kernel; nothing is promised of a row that may look nowhere.
 
-    Args:
-        q: (B, H, T, D). k, v: (B, H, S, D). mask: bool, True where may be looked: (B, S), or what broadcasts to (B, H, T, S).
+    Args: q: (B, H, T, D). k, v: (B, H, S, D). mask: bool, True where may be looked: (B, S), or what broadcasts to (B, H, T, S).
         causal: place t looks at places 0 … t.
-    Returns: (B, H, T, D); nothing is promised of a row that may look nowhere.
     """
     seen = _seen(q, k, mask, causal) if mask is not None else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal and seen is None)

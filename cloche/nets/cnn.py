@@ -60,15 +60,11 @@ class CnnConfig(NetConfig):
         return out
 
     def build(self, inputs: Port, outputs: Port, face: str) -> "Cnn":
-        """Raises: ValueError when a stage leaves nothing of the picture."""
-        channels, side = inputs.shape[0], inputs.shape[1]
+        channels, side, _side = inputs.shape
+        told = _("stage {n} of net.stages leaves nothing of a picture with {side} pixels a side. Fewer stages, or more data.pixels")
         for n, left in enumerate(self.sides(side), 1):
             if left < 1:
-                raise ValueError(
-                    _("stage {n} of net.stages leaves nothing of a picture with {side} pixels a side.").format(n=n, side=side)
-                    + " "
-                    + _("Fewer stages, a smaller kernel or stride, or more data.pixels")
-                )
+                raise ValueError(told.format(n=n, side=side))
         return Cnn(channels, side, math.prod(outputs.shape), self)
 
 
@@ -77,29 +73,25 @@ class Cnn(nn.Module):
 
     def __init__(self, channels: int, side: int, outputs: int, config: CnnConfig) -> None:
         super().__init__()
-        self.stages, n = [], 0  # names of the layers in the order of the forward pass
+        self.order, n = [], 0  # names of the layers before the dense ones, as they follow one another
         for s, widths in enumerate(config.stages, 1):
             for width in widths:
                 n += 1
                 setattr(self, f"conv{n}", nn.Conv2d(channels, width, config.kernel, config.stride, config.pad))
                 if config.norm == "batch":
                     setattr(self, f"norm{n}", BatchNorm(width))
+                self.order += [f"conv{n}", *[f"norm{n}"] * (config.norm == "batch"), "activation"]
                 channels = width
             setattr(self, f"pool{s}", nn.MaxPool2d(2) if config.pool == "max" else nn.AvgPool2d(2))
-            self.stages.append((range(n - len(widths) + 1, n + 1), s))
+            self.order.append(f"pool{s}")
         self.fc1 = nn.Linear(channels * config.sides(side)[-1] ** 2, config.hidden)
         self.fc2 = nn.Linear(config.hidden, outputs)
         self.activation = ACTIVATIONS[config.activation]()
         self.drop1, self.drop2 = nn.Dropout(config.dropout), nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        for convolutions, s in self.stages:
-            for n in convolutions:
-                x = getattr(self, f"conv{n}")(x)  # (B, width, h, w)
-                if hasattr(self, f"norm{n}"):
-                    x = getattr(self, f"norm{n}")(x)
-                x = self.activation(x)
-            x = getattr(self, f"pool{s}")(x)  # (B, width, h/2, w/2)
+        for name in self.order:
+            x = getattr(self, name)(x)  # (B, width, h, w), each pooling halves h and w
         x = self.drop1(x.flatten(1))  # (B, width·h·w)
         x = self.activation(self.fc1(x))  # (B, hidden)
         return self.fc2(self.drop2(x))  # (B, K)

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
-from cloche.nets.attention import attend, attention_weights, merge_heads, split_heads
+from cloche.nets.attention import Carry, attend, attention_weights, check_heads, merge_heads, split_heads
 from cloche.words import _
-
-Carry = dict[str, Tensor] | None
 
 
 class GptConfig(NetConfig):
@@ -32,11 +30,8 @@ class GptConfig(NetConfig):
     faces: ClassVar = ("continues",)
 
     def build(self, inputs: Port, outputs: Port, face: str) -> "Gpt":
-        """Its context is the length of the rows that it is trained on. Raises: ValueError for heads that do not cut the width evenly."""
-        if self.width % (2 * self.heads):
-            fit = ", ".join(str(n) for n in range(1, self.width // 2 + 1) if self.width % (2 * n) == 0)
-            told = _("net.heads = {heads} does not cut net.width = {width} into even parts. Choose {fit}")
-            raise ValueError(told.format(heads=self.heads, width=self.width, fit=fit or _("an even width")))
+        """Its context is the length of the rows that it is trained on."""
+        check_heads(self.width, self.heads, 2)
         return Gpt(inputs.size, inputs.shape[0] or 0, self)
 
 

@@ -35,19 +35,19 @@ class Mlp(nn.Module):
 
     def __init__(self, inputs: int, widths: tuple[int, ...], shape: tuple[int, ...], config: MlpConfig) -> None:
         super().__init__()
-        self.depth, self.shape = len(widths) + 1, shape
+        self.order, self.shape = [], shape  # names of the layers, as they follow one another
         for i, (before, after) in enumerate(zip((inputs, *widths), (*widths, math.prod(shape)), strict=True), 1):
             setattr(self, f"fc{i}", nn.Linear(before, after))
-            if config.norm == "batch" and i < self.depth:
+            self.order.append(f"fc{i}")
+            if config.norm == "batch" and i <= len(widths):
                 setattr(self, f"norm{i}", BatchNorm(after))
+                self.order.append(f"norm{i}")
+            self.order += ["activation", "drop"] * (i <= len(widths))
         self.activation = ACTIVATIONS[config.activation]()
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)  # (B, F)
-        for i in range(1, self.depth):
-            x = getattr(self, f"fc{i}")(x)  # (B, width)
-            if hasattr(self, f"norm{i}"):
-                x = getattr(self, f"norm{i}")(x)
-            x = self.drop(self.activation(x))
-        return getattr(self, f"fc{self.depth}")(x).unflatten(1, self.shape)  # (B, K)
+        for name in self.order:
+            x = getattr(self, name)(x)  # (B, width)
+        return x.unflatten(1, self.shape)  # (B, K)

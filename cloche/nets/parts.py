@@ -26,9 +26,7 @@ class BatchNorm(nn.Module):
     `commit`: so accumulation changes only how many rows a mean is taken over, not how fast the statistics move. One chunk a
     step gives torch.nn.BatchNorm1d/2d exactly.
 
-    Args:
-        channels: C of an input (B, C) or (B, C, h, w).
-    Raises: ValueError for a chunk with one value a channel, of which no variance can be taken.
+    Args: channels: C of an input (B, C) or (B, C, h, w). Raises: ValueError for a chunk with one value a channel.
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
     """
 
@@ -45,32 +43,26 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        mean, var, n = self._statistics(x)
-        with torch.no_grad():
-            self.seen += torch.stack([mean, var * n / (n - 1.0 if isinstance(n, int) else (n - 1).clamp(min=1))])
-            self.chunks += 1
-        if self.rows is None:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        place = (1, -1) + (1,) * (x.ndim - 2)
-        y = (x.float() - mean.view(place)) * torch.rsqrt(var.view(place) + self.eps)
-        return (y * self.weight.view(place) + self.bias.view(place)).to(x.dtype)
-
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Mean and biased variance (C,) over the real rows, and how many values each was taken of."""
-        over = [0, *range(2, x.ndim)]
-        places = x[0, 0].numel()
+        over, places = [0, *range(2, x.ndim)], x[0, 0].numel()
         if self.rows is None:
             n = len(x) * places
             if n < 2:
                 raise ValueError("batch normalisation needs at least two values a channel; this chunk has one")
-            with torch.no_grad():
-                var, mean = torch.var_mean(x.float(), over, correction=0)
-            return mean, var, n
-        w = self.rows.view(-1, *(1,) * (x.ndim - 1))
-        n = self.rows.sum() * places
-        mean = (x.float() * w).sum(over) / n
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        return mean, ((x.float() - mean.view(shape)).square() * w).sum(over) / n, n
+            var, mean = torch.var_mean(x.detach().float(), over, correction=0)
+            self._saw(mean, var * n / (n - 1.0))
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        column = (-1, *(1,) * (x.ndim - 2))  # (C, 1, 1) for pictures
+        w, n = self.rows.view(-1, *(1,) * (x.ndim - 1)), self.rows.sum() * places
+        mean = ((x.float() * w).sum(over) / n).view(column)
+        var = ((x.float() - mean).square() * w).sum(over) / n
+        self._saw(mean.flatten(), var * n / (n - 1).clamp(min=1))
+        y = (x.float() - mean) * torch.rsqrt(var.view(column) + self.eps)
+        return (y * self.weight.view(column) + self.bias.view(column)).to(x.dtype)
+
+    @torch.no_grad()
+    def _saw(self, mean: Tensor, var: Tensor) -> None:
+        self.seen += torch.stack([mean, var])
+        self.chunks += 1
 
     @torch.no_grad()
     def commit(self, ok: Tensor) -> None:

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
+from cloche.nets.attention import Memory
 from cloche.nets.rnn import Carry, Cells
 from cloche.words import _
-
-Memory = tuple[Tensor, Tensor]
 
 
 class Seq2seqConfig(NetConfig):

@@ -15,11 +15,8 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
-from cloche.nets.attention import MultiHead, attention_weights, sinusoid, split_heads
+from cloche.nets.attention import Carry, Memory, MultiHead, attention_weights, check_heads, sinusoid, split_heads
 from cloche.words import _
-
-Memory = tuple[Tensor, Tensor]  # (B, S, C) and (B, S) bool, True where a token stands
-Carry = dict[str, Tensor] | None
 
 
 class TransformerConfig(NetConfig):
@@ -32,11 +29,7 @@ class TransformerConfig(NetConfig):
     faces: ClassVar = ("pairs",)
 
     def build(self, inputs: Port, outputs: Port, face: str) -> "Transformer":
-        """Raises: ValueError when the heads do not divide the width."""
-        if self.width % self.heads:
-            fit = ", ".join(str(n) for n in range(1, self.width + 1) if self.width % n == 0)
-            told = _("net.heads = {heads} does not divide net.width = {width}. Choose {fit}")
-            raise ValueError(told.format(heads=self.heads, width=self.width, fit=fit))
+        check_heads(self.width, self.heads)
         return Transformer(inputs.size, outputs.size, self)
 
 

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
-from cloche.nets.attention import MultiHead
+from cloche.nets.attention import Memory, MultiHead, check_heads
 from cloche.nets.textenc import TextencConfig
 from cloche.words import _
 
-Memory = tuple[Tensor, Tensor]  # (B, S, C) and (B, S) bool, True where a token stands
 WAVES = 16  # sines, and as many cosines, that spell a level
 
 
@@ -40,15 +39,11 @@ class UnetConfig(NetConfig):
     faces: ClassVar = ("denoises",)
 
     def build(self, inputs: Port, outputs: Port, face: str) -> "Unet":
-        """Raises: ValueError when the picture cannot be halved so often, or the heads divide no stage."""
         side, halvings = inputs.shape[-1], len(self.mults) - 1
         if side % 2**halvings:
-            told = _(
-                "{n} stages halve the side {halvings} times; {side} pixels cannot be. Fewer entries in net.mults, or another data.pixels"
-            )
+            told = _("{n} stages halve the side {halvings} times; {side} pixels cannot be. Shorten net.mults, or change data.pixels")
             raise ValueError(told.format(n=len(self.mults), halvings=halvings, side=side))
-        if self.width % self.heads:
-            raise ValueError(_("net.heads = {heads} does not divide net.width = {width}").format(heads=self.heads, width=self.width))
+        check_heads(self.width, self.heads)
         return Unet(inputs.shape[0], self)
 
 
@@ -83,9 +78,8 @@ class Unet(nn.Module):
     def __init__(self, channels: int, config: UnetConfig) -> None:
         super().__init__()
         widths = [config.width * m for m in config.mults]
-        self.spell = nn.Sequential(
-            nn.Linear(2 * WAVES, 4 * config.width), nn.SiLU(), nn.Linear(4 * config.width, 4 * config.width), nn.SiLU()
-        )
+        level = 4 * config.width
+        self.spell = nn.Sequential(nn.Linear(2 * WAVES, level), nn.SiLU(), nn.Linear(level, level), nn.SiLU())
         self.enter, self.leave = nn.Conv2d(channels, widths[0], 3, padding=1), nn.Conv2d(widths[0], channels, 3, padding=1)
         self.down = nn.ModuleList(Block(a, b, config) for a, b in zip([widths[0], *widths], widths, strict=False))
         self.middle = Block(widths[-1], widths[-1], config)

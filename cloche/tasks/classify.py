@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from cloche.config import Fault, Port, RecipeError, TaskConfig
+from cloche.config import Port, RecipeError, TaskConfig, instead
 from cloche.data.chunk import Chunk, Part
 from cloche.errors import UserError
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums, averages, given, per_class, scores, share
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, average, averages, given, scores, share
+from cloche.tasks.task import Task
 from cloche.words import _
 
 
@@ -23,41 +24,33 @@ class ClassifyConfig(TaskConfig):
     )
 
     def resolve(self, facts: dict[str, Any]) -> "ClassifyConfig":
-        """auto: cross-entropy for three classes and more, BCE for two or for several labels at once.
-
-        Raises: RecipeError when the labels are numbers, or the loss is not for them.
-        """
+        """auto: cross-entropy for three classes and more, BCE for two or for several labels at once."""
         labels, multi = facts["labels"], facts["multi"]
         fits = "bce" if multi or len(labels) == 2 else "cross_entropy"
         if not labels:
-            raise RecipeError(
-                [Fault('task.kind = "classify"', _("the labels of this data are numbers"), '"regress"', ("task.kind", "regress"))]
-            )
+            raise RecipeError([instead("task.kind", "classify", _("the labels of this data are numbers"), "regress")])
         if len(labels) < 2:
             raise UserError(_("only one class: {name}").format(name=labels[0]), "", _("a classifier needs at least two"))
         if self.loss not in ("auto", fits) and (self.loss == "bce" or multi):  # two classes may choose
             told = _("bce is for two classes or several labels at once, cross_entropy for one class of many")
-            raise RecipeError([Fault(f'task.loss = "{self.loss}"', told, f'"{fits}"', ("task.loss", fits))])
+            raise RecipeError([instead("task.loss", self.loss, told, fits)])
         return self.model_copy(update={"loss": fits if self.loss == "auto" else self.loss})
 
     def build(self, prepare: Any, facts: dict[str, Any]) -> "Classify":
         return Classify(tuple(facts["labels"]), self.loss, facts["multi"], prepare.port)
 
 
-class Classify:
+class Classify(Task):
     """K classes. `cross_entropy`: K logits. `bce`: one logit for two classes, K for several labels at once."""
 
     face: ClassVar = "maps"
-    choose: ClassVar = ("accuracy", 1)  # which figure is to be best, and in which direction
+    choose: ClassVar = ("accuracy", 1)
     headline: ClassVar = "accuracy"
 
     def __init__(self, labels: tuple[str, ...], loss: str, multi: bool, inputs: Port) -> None:
         self.labels, self.bce, self.multi = labels, loss == "bce", multi
         self.binary = self.bce and not multi
         self.ports = {"net": (inputs, Port("vector", (1,) if self.binary else (len(labels),), len(labels)))}
-
-    def count(self, chunk: Chunk) -> Tensor:
-        return chunk.weight.sum()
 
     def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
         logits = nets["net"](given(chunk)).float()  # (B, K)
@@ -94,15 +87,15 @@ class Classify:
         return torch.sigmoid(logits) if self.bce else F.softmax(logits, 1)
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
-        n = float(sums["n"])
-        out = {"accuracy": share(float(sums["right"]), n), "loss": Figure(float(sums["loss"]) / n, n=int(n))}
-        return out | {k: Figure(v, n=int(n)) for k, v in averages(self.table(sums), self.multi).items()}
+        out = {"accuracy": share(float(sums["right"]), float(sums["n"])), "loss": average(sums)}
+        return out | {k: Figure(v, n=int(sums["n"])) for k, v in averages(self.table(sums), self.multi).items()}
 
     def table(self, sums: Sums) -> dict[str, np.ndarray]:
         """Precision, recall, F1, support and how often predicted, (K,) each."""
-        if self.multi:
-            return scores(*(sums[k].cpu().numpy() for k in ("hits", "predicted", "support")))
-        return per_class(sums["confusion"].cpu().numpy())
+        if not self.multi:
+            c = sums["confusion"]  # (true, predicted)
+            sums = {"hits": c.diagonal(), "predicted": c.sum(0), "support": c.sum(1)}
+        return scores(*(sums[k].cpu().numpy() for k in ("hits", "predicted", "support")))
 
     def known(self, train: Part) -> dict[str, Any]:
         """The commonest answer of the training part."""

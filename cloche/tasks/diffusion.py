@@ -13,9 +13,9 @@ from torch import Tensor
 from cloche import rng
 from cloche.config import Fault, Port, RecipeError, TaskConfig
 from cloche.data.chunk import Chunk, Part
-from cloche.decode.noise import from_velocity, noised, schedule, velocity
-from cloche.decode.solvers import SOLVERS, Denoise, generators, guided, normal
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums, share
+from cloche.decode.diffusion import SOLVERS, Denoise, from_velocity, generators, guided, noised, normal, schedule, velocity
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, average, share
+from cloche.tasks.task import Task
 from cloche.words import _
 
 UNTOLD = 0.1  # share of the training rows without their caption, so that the net knows both (Ho & Salimans 2022, section 3.2)
@@ -39,30 +39,25 @@ class DiffusionConfig(TaskConfig):
         return Diffusion(self, prepare)
 
 
-class Diffusion:
+class Diffusion(Task):
     face: ClassVar = "denoises"
-    choose: ClassVar = ("loss", -1)
     headline: ClassVar = "agreement"  # where there is a judge
 
     def __init__(self, config: DiffusionConfig, prepare: Any) -> None:
         self.config, self.prepare, self.samples = config, prepare, config.samples if config.judge else 0
         self.ports = {"net": (prepare.port, prepare.port), "text": (prepare.words, Port("memory", (None, None)))}
 
-    def count(self, chunk: Chunk) -> Tensor:
-        return chunk.weight.sum()
-
     def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
         time, told = rng.uniform(chunk.draw, rng.NOISE, chunk.at, 2).unbind(1)  # (B,) each
-        losses = self._losses(nets, chunk, time, told >= UNTOLD, torch.randn_like(chunk.data["image"]))
+        losses = self._errors(nets, chunk, time, told >= UNTOLD, torch.randn_like(chunk.data["image"]))
         return (losses * chunk.weight).sum(), None, {}
 
-    def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
+    def losses(self, nets: Nets, chunk: Chunk) -> Tensor:
         """Each row at a time and with a noise of its own, the same whenever it is asked."""
         time, noise = rng.uniform(0 * chunk.draw, rng.NOISE, chunk.ids, 1)[:, 0], normal(generators(chunk.ids), chunk.data["image"])
-        losses, w = self._losses(nets, chunk, time, time >= 0, noise), chunk.weight.double()
-        return {"loss": (losses * w).sum(), "n": w.sum()}, None, {"loss": losses}
+        return self._errors(nets, chunk, time, time >= 0, noise)
 
-    def _losses(self, nets: Nets, chunk: Chunk, time: Tensor, told: Tensor, noise: Tensor) -> Tensor:
+    def _errors(self, nets: Nets, chunk: Chunk, time: Tensor, told: Tensor, noise: Tensor) -> Tensor:
         """(B,) float32 mean squared error of v over a picture, the weight of the levels as Salimans & Ho 2022: SNR + 1."""
         x0, level, memory = chunk.data["image"], schedule(time), nets["text"](chunk.data["caption"], chunk.data["caption_len"] * told)
         v = nets["net"](noised(x0, level, noise), level, memory).float()
@@ -96,7 +91,7 @@ class Diffusion:
         return {"agreed": (agreed * w).sum(), "judged": w.sum()}
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
-        loss = {"loss": Figure(float(sums["loss"] / sums["n"]), n=int(sums["n"]))}
+        loss = {"loss": average(sums)}
         return loss | ({"agreement": share(float(sums["agreed"]), float(sums["judged"]))} if "agreed" in sums else {})
 
     def known(self, train: Part) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cloche.config import Port, TaskConfig
 from cloche.data.chunk import Chunk, Part
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums, mean
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, average, mean
+from cloche.tasks.task import Task
 from cloche.words import _
 
 
@@ -23,7 +24,7 @@ class ForecastConfig(TaskConfig):
         return Forecast(prepare)
 
 
-class Forecast:
+class Forecast(Task):
     """Squared error on prepared values; MASE and the mean absolute error in the series' own unit."""
 
     face: ClassVar = "maps"
@@ -34,11 +35,8 @@ class Forecast:
         self.prepare = prepare
         self.ports = {"net": (prepare.port, Port("series", (prepare.horizon, prepare.port.shape[1])))}
 
-    def count(self, chunk: Chunk) -> Tensor:
-        return chunk.weight.sum()
-
-    def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
-        return (self._errors(nets["net"](chunk.data["past"]).float(), chunk) * chunk.weight).sum(), None, {}
+    def losses(self, nets: Nets, chunk: Chunk) -> Tensor:
+        return self._errors(nets["net"](chunk.data["past"]).float(), chunk)
 
     def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
         y = nets["net"](chunk.data["past"]).float()
@@ -55,16 +53,16 @@ class Forecast:
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
         """The interval takes the origins as independent; their futures overlap, so it is rather too narrow."""
-        n, mase, mae, loss = (float(sums[k]) for k in ("n", "mase", "absolute", "loss"))
-        return {"mase": mean(mase, float(sums["squares"]), n), "mae": Figure(mae / n, n=int(n)), "loss": Figure(loss / n, n=int(n))}
+        mase = mean(*(float(sums[k]) for k in ("mase", "squares", "n")))
+        return {"mase": mase, "mae": average(sums, "absolute"), "loss": average(sums)}
 
     def baselines(self, known: dict[str, Any], part: Part, train: Part | None) -> dict[str, Figure]:
         """MASE of four forecasts that need no training, from the same origins; the last is what a net that gives 0 says."""
         found: dict[str, list[Tensor]] = {}
         for _i, c in part.once(1024):
             past, p = c.data["history"], self.prepare
-            said = {_("the last value"): naive(past, p), _("the last season"): seasonal(past, p)}
-            said[_("the last season and its growth")] = growing(past, p)
+            said = {_("the last value"): seasonal(past, 1, p.horizon), _("the last season"): seasonal(past, p.season, p.horizon)}
+            said[_("the last season and its growth")] = growing(past, p.season, p.horizon)
             said[_("the last season and its latest change")] = p.undo(torch.zeros_like(c.data["future"]), c)
             for name, y in said.items():
                 found.setdefault(name, []).append(scaled(y, c)[c.weight > 0])
@@ -80,16 +78,13 @@ def scaled(found: Tensor, chunk: Chunk) -> Tensor:
     return ((found - chunk.data["truth"]).abs().mean(1) / scale).mean(1)
 
 
-def naive(history: Tensor, prepare: Any) -> Tensor:
-    return history[:, -1:].expand(-1, prepare.horizon, -1)
+def seasonal(history: Tensor, season: int, horizon: int) -> Tensor:
+    """The last `season` rows, again and again."""
+    return history[:, -season:].repeat(1, -(-horizon // season), 1)[:, :horizon]
 
 
-def seasonal(history: Tensor, prepare: Any) -> Tensor:
-    return history[:, -prepare.season :].repeat(1, -(-prepare.horizon // prepare.season), 1)[:, : prepare.horizon]
-
-
-def growing(history: Tensor, prepare: Any) -> Tensor:
+def growing(history: Tensor, season: int, horizon: int) -> Tensor:
     """The last season times its growth over the one before, once more for every season ahead."""
-    last, before = (history[:, a:b].sum(1, keepdim=True) for a, b in ((-prepare.season, None), (-2 * prepare.season, -prepare.season)))
-    ahead = torch.arange(prepare.horizon, device=history.device)[:, None] // prepare.season + 1  # (horizon, 1)
-    return seasonal(history, prepare) * torch.where(before == 0, 1.0, last / before) ** ahead
+    last, before = (rows.sum(1, keepdim=True) for rows in (history[:, -season:], history[:, -2 * season : -season]))
+    ahead = torch.arange(horizon, device=history.device)[:, None] // season + 1  # (horizon, 1)
+    return seasonal(history, season, horizon) * torch.where(before == 0, 1.0, last / before) ** ahead

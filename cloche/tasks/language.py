@@ -13,8 +13,9 @@ from cloche.config import TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.data.text import TextPrepare
 from cloche.decode.text import check_prompt
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, average
 from cloche.tasks.ngram import probabilities
+from cloche.tasks.task import Task
 from cloche.words import _
 
 
@@ -26,7 +27,7 @@ class LanguageConfig(TaskConfig):
         return Language(prepare)
 
 
-class Language:
+class Language(Task):
     """Token t + 1 of a row is foretold from the tokens 0 … t, and from what the net carries over from the row before."""
 
     face: ClassVar = "continues"
@@ -38,8 +39,8 @@ class Language:
         texts = (prepare.decode([n]).decode(errors="replace") for n in range(len(prepare.pieces)))
         self.texts = [t[1:] if self.unknown == 0 and t[1:] and t[0] == " " else t for t in texts]  # a word is one answer wherever it stands
 
-    def count(self, chunk: Chunk) -> Tensor:
-        return ((chunk.data["bytes"][:, 1:] > 0) * chunk.weight[:, None]).sum()
+    def size(self, chunk: Chunk) -> Tensor:
+        return (chunk.data["bytes"][:, 1:] > 0).sum(1)
 
     def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
         losses, carry = self.losses(nets, chunk, carry)
@@ -65,10 +66,10 @@ class Language:
     def figures(self, sums: Sums) -> dict[str, Figure]:
         """bits_per_byte: all bits ÷ all bytes, its interval that of a ratio over rows (Cochran 1977, section 6.4); perplexity: by token."""
         (bits, size), ((bb, bs), (_sb, ss)), rows = sums["both"].tolist(), sums["products"].tolist(), float(sums["rows"])
-        r, n, loss = bits / size, int(sums["n"]), sums["loss"] / sums["n"]
+        r, loss = bits / size, average(sums)
         half = 1.959964 * math.sqrt(max(bb - 2 * r * bs + r * r * ss, 0) * rows / max(rows - 1, 1)) / size  # from Σ (bits − r · bytes)²
         found = {"bits_per_byte": Figure(r, r - half, r + half, int(rows))}
-        return found | {"loss": Figure(float(loss), n=n), "perplexity": Figure(float(loss.exp()), n=n)}
+        return found | {"loss": loss, "perplexity": Figure(float((sums["loss"] / sums["n"]).exp()), n=loss.n)}
 
     def answer(self, nets: Nets, chunk: Chunk) -> list[dict[str, Any]]:
         """The five likeliest continuations of each prompt by one token, likeliest first. Raises: UserError for one over the context."""

@@ -52,6 +52,10 @@ def given(chunk: Chunk) -> Tensor:
     raise KeyError(f"a chunk with image or columns; found {sorted(chunk.data)}")
 
 
+def average(sums: Sums, name: str = "loss") -> Figure:
+    return Figure(float(sums[name] / sums["n"]), n=int(sums["n"]))
+
+
 def share(right: float, n: float) -> Figure:
     """right of n with Wilson's score interval.
 
@@ -71,21 +75,14 @@ def mean(total: float, squares: float, n: float) -> Figure:
     return Figure(m, m - half, m + half, int(n))
 
 
-def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Precision, recall, F1 and support (K,) of a confusion matrix (true, predicted).
+def scores(hits: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall, F1 and support (K,) from how often each class was told rightly, told, and true.
 
     A class never predicted has precision 0, one that never occurs recall 0 (scikit-learn's zero_division = 0).
     """
-    hits = np.diag(confusion).astype(float)
-    predicted, support = confusion.sum(0).astype(float), confusion.sum(1).astype(float)
-    return scores(hits, predicted, support)
-
-
-def scores(hits: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> dict[str, np.ndarray]:
-    precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
-    recall = np.divide(hits, support, out=np.zeros_like(hits), where=support > 0)
+    precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(support, 1)  # counts: whole numbers
     both = precision + recall
-    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(hits), where=both > 0)
+    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
     return {"precision": precision, "recall": recall, "f1": f1, "support": support, "predicted": predicted}
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloche.config import Fault, Port, RecipeError, TaskConfig
+from cloche.config import Port, RecipeError, TaskConfig, instead
 from cloche.data.chunk import Chunk, Part
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums, given, mean
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, average, given, mean
+from cloche.tasks.task import Task
 from cloche.words import _
 
 
@@ -18,16 +19,14 @@ class RegressConfig(TaskConfig):
 
     def resolve(self, facts: dict[str, Any]) -> "RegressConfig":
         if facts["labels"]:
-            raise RecipeError(
-                [Fault('task.kind = "regress"', _("the labels of this data are classes"), '"classify"', ("task.kind", "classify"))]
-            )
+            raise RecipeError([instead("task.kind", "regress", _("the labels of this data are classes"), "classify")])
         return self
 
     def build(self, prepare: Any, facts: dict[str, Any]) -> "Regress":
         return Regress(prepare.port, facts["outputs"])
 
 
-class Regress:
+class Regress(Task):
     face: ClassVar = "maps"
     choose: ClassVar = ("mse", -1)
     headline: ClassVar = "mse"
@@ -35,16 +34,9 @@ class Regress:
     def __init__(self, inputs: Port, outputs: int) -> None:
         self.ports = {"net": (inputs, Port("vector", (outputs,)))}
 
-    def count(self, chunk: Chunk) -> Tensor:
-        return chunk.weight.sum()
-
-    def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
-        return (self._errors(self._values(nets, chunk), chunk) * chunk.weight).sum(), None, {}
-
     def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
-        y = self._values(nets, chunk)
-        errors, w, target = self._errors(y, chunk), chunk.weight.double(), chunk.data["label"].double()
-        apart = (y - target).abs().mean(1)
+        y, target, w = self._values(nets, chunk), chunk.data["label"].double(), chunk.weight.double()
+        errors, apart = (y - chunk.data["label"]).square().mean(1), (y - target).abs().mean(1)
         sums = {"loss": (errors * w).sum(), "squares": (errors.double().square() * w).sum(), "absolute": (apart * w).sum(), "n": w.sum()}
         sums |= {"y": (target * w[:, None]).sum(0), "yy": (target.square() * w[:, None]).sum(0)}
         return sums, None, {"loss": errors, "predicted": y[:, 0], "probability": torch.ones_like(errors)}
@@ -55,11 +47,10 @@ class Regress:
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
         """mse, mae and, where the values vary, r2 (the share of the variance that is explained)."""
-        n = float(sums["n"])
-        mse = mean(float(sums["loss"]), float(sums["squares"]), n)
+        mse, n = mean(float(sums["loss"]), float(sums["squares"]), float(sums["n"])), sums["n"]
         variance = float((sums["yy"] / n - (sums["y"] / n).square()).mean())
         r2 = {"r2": Figure(1 - mse.value / variance, n=int(n))} if variance > 0 else {}
-        return {"mse": mse, "mae": Figure(float(sums["absolute"]) / n, n=int(n)), **r2, "loss": Figure(mse.value, n=int(n))}
+        return {"mse": mse, "mae": average(sums, "absolute"), **r2, "loss": average(sums)}
 
     def known(self, train: Part) -> dict[str, Any]:
         return {"label": train.field("label").mean(0).tolist()}
@@ -73,5 +64,5 @@ class Regress:
     def _values(self, nets: Nets, chunk: Chunk) -> Tensor:
         return nets["net"](given(chunk)).float().reshape(len(chunk.ids), -1)  # (B, K)
 
-    def _errors(self, y: Tensor, chunk: Chunk) -> Tensor:
-        return (y - chunk.data["label"]).square().mean(1)  # (B,)
+    def losses(self, nets: Nets, chunk: Chunk) -> Tensor:
+        return (self._values(nets, chunk) - chunk.data["label"]).square().mean(1)

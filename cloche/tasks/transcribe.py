@@ -4,7 +4,7 @@ audio (B, T, M) ─ net ─ letters and blank at each step (B, T', K) ─ sum ov
 Source: A. Graves et al. 2006.                                    └ best path ─ text
 """
 
-from collections import Counter
+from statistics import mode
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from cloche.config import Port, TaskConfig
 from cloche.data.chunk import Chunk, Part
-from cloche.decode.ctc import best_path
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums, share
+from cloche.tasks.metrics import Figure, Nets, Sums, average, share
+from cloche.tasks.task import Task, pairs
 from cloche.words import _
 
 
@@ -26,27 +26,18 @@ class TranscribeConfig(TaskConfig):
         return Transcribe(prepare.alphabet, prepare.port)
 
 
-class Transcribe:
+class Transcribe(Task):
     """Letter k is alphabet[k − 1], 0 the blank. The loss is a mean over letters."""
 
     face: ClassVar = "streams"
-    choose: ClassVar = ("loss", -1)
     headline: ClassVar = "cer"
 
     def __init__(self, alphabet: str, inputs: Port) -> None:
         self.alphabet = alphabet
         self.ports = {"net": (inputs, Port("tokens", (None,), len(alphabet) + 1))}
 
-    def count(self, chunk: Chunk) -> Tensor:
-        return (chunk.weight * chunk.data["target_len"]).sum()
-
-    def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
-        return (self._losses(nets, chunk) * chunk.weight).sum(), None, {}
-
-    def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
-        losses = self._losses(nets, chunk)
-        sums = {"loss": (losses * chunk.weight.double()).sum(), "n": self.count(chunk).double()}
-        return sums, None, {"loss": losses / chunk.data["target_len"]}
+    def size(self, chunk: Chunk) -> Tensor:
+        return chunk.data["target_len"]
 
     def answer(self, nets: Nets, chunk: Chunk) -> list[dict[str, Any]]:
         logits, length = nets["net"](chunk.data["audio"], chunk.data["audio_len"])
@@ -59,12 +50,11 @@ class Transcribe:
         return "".join(self.alphabet[k - 1] for k in letters if k)
 
     def score(self, answers: list[dict[str, Any]], chunk: Chunk, nets: Nets) -> Sums:
-        rows = zip(answers, self.truth(chunk), chunk.weight.tolist(), strict=True)
-        return _sums([(answer["text"], truth) for answer, truth, weight in rows if weight])
+        return _sums(pairs(self, answers, chunk))
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
         """loss: nats a letter. cer: edits per true letter, with the normal interval of a ratio of sums. exact: clips without any."""
-        out = {"loss": Figure(float(sums["loss"] / sums["n"]), n=int(sums["n"]))} if "loss" in sums else {}
+        out = {"loss": average(sums)} if "loss" in sums else {}
         if "edits" not in sums:
             return out
         e, c, ee, ec, cc, exact, n = sums["edits"].tolist()
@@ -73,7 +63,7 @@ class Transcribe:
         return {"cer": cer, "exact": share(exact, n), **out}
 
     def known(self, train: Part) -> dict[str, Any]:
-        return {"text": Counter(self._texts(train)).most_common(1)[0][0]}
+        return {"text": mode(self._texts(train))}
 
     def baselines(self, known: dict[str, Any], part: Part, train: Part | None) -> dict[str, Figure]:
         told = {_('always answering "{answer}"').format(answer=known["text"]): known["text"], _("saying nothing"): ""}
@@ -82,11 +72,22 @@ class Transcribe:
     def _texts(self, part: Part) -> list[str]:
         return [self.text(part.store.fields["target"][i].tolist()) for i in part.ids]
 
-    def _losses(self, nets: Nets, chunk: Chunk) -> Tensor:
+    def losses(self, nets: Nets, chunk: Chunk) -> Tensor:
         """(B,) −log p of the target; 0, and no gradient, where it has more letters than the net has steps."""
         logits, length = nets["net"](chunk.data["audio"], chunk.data["audio_len"])
         p = F.log_softmax(logits.float(), -1).transpose(0, 1)  # (T', B, K)
         return F.ctc_loss(p, chunk.data["target"], length, chunk.data["target_len"], reduction="none", zero_infinity=True)
+
+
+def best_path(logits: Tensor, length: Tensor) -> list[list[int]]:
+    """The likeliest letter of each step; repeats become one, blanks fall away: 0 3 3 0 3 5 0 → 3 3 5 (section 3.2).
+
+    Args: logits: (B, T', K), K = 0 the blank. length: (B,), how many steps are the row's own.
+    """
+    best = logits.argmax(-1)  # (B, T')
+    new = torch.cat([best[:, :1] >= 0, best[:, 1:] != best[:, :-1]], 1)
+    inside = torch.arange(best.shape[1], device=best.device) < length[:, None]
+    return [row[kept].tolist() for row, kept in zip(best.cpu(), (new & inside & (best > 0)).cpu(), strict=True)]
 
 
 def _sums(pairs: list[tuple[str, str]]) -> Sums:

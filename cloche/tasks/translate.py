@@ -1,6 +1,6 @@
 """What a source text is in another language or form: the loss by token, the figures by writing the whole target out."""
 
-from collections import Counter
+from statistics import mode
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -13,7 +13,8 @@ from cloche.config import TaskConfig
 from cloche.data.chunk import Chunk, Part
 from cloche.data.pairs import PAD, UNK, PairsPrepare
 from cloche.decode.beam import beam, greedy
-from cloche.tasks.metrics import Carry, Figure, Nets, Sums, share
+from cloche.tasks.metrics import Carry, Figure, Nets, Sums, average, share
+from cloche.tasks.task import Task, pairs
 from cloche.words import _
 
 
@@ -27,26 +28,21 @@ class TranslateConfig(TaskConfig):
         return Translate(prepare, self)
 
 
-class Translate:
+class Translate(Task):
     """Teacher forcing: target token u + 1 is foretold from the source and the true tokens 0 … u."""
 
     face: ClassVar = "pairs"
-    choose: ClassVar = ("loss", -1)
     headline: ClassVar = "exact"
 
     def __init__(self, prepare: PairsPrepare, config: TranslateConfig) -> None:
         self.prepare, self.smoothing, self.width, self.ports = prepare, config.smoothing, config.beam, {"net": (prepare.port,) * 2}
         self.limit = prepare.longest + prepare.longest // 4 + 1  # a target may be a quarter longer than the longest in training
 
-    def count(self, chunk: Chunk) -> Tensor:
-        return ((chunk.data["target_len"] - 1) * chunk.weight).sum()
+    def size(self, chunk: Chunk) -> Tensor:
+        return chunk.data["target_len"] - 1
 
     def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
-        return (self._losses(nets, chunk, self.smoothing).sum(1) * chunk.weight).sum(), None, {}
-
-    def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
-        losses, n = self._losses(nets, chunk, 0.0).sum(1), self.count(chunk).double()  # (B,), ()
-        return {"loss": (losses * chunk.weight.double()).sum(), "n": n}, None, {"loss": losses / (chunk.data["target_len"] - 1)}
+        return (self.losses(nets, chunk, self.smoothing) * chunk.weight).sum(), None, {}
 
     def answer(self, nets: Nets, chunk: Chunk) -> list[dict[str, Any]]:
         return [{"text": self.prepare.text(ids)} for ids in self.written(nets["net"], chunk)]
@@ -60,15 +56,14 @@ class Translate:
 
     def score(self, answers: list[dict[str, Any]], chunk: Chunk, nets: Nets) -> Sums:
         """Exact matches and rows; what corpus BLEU is made of: n-grams of 1 … 4 words that match, those that there are, lengths."""
-        rows = [(a["text"], b) for a, b, w in zip(answers, self.truth(chunk), chunk.weight.tolist(), strict=True) if w]
-        said, true = map(list, zip(*rows, strict=True))
+        said, true = map(list, zip(*pairs(self, answers, chunk), strict=True))
         found = BLEU(force=True).corpus_score(said, [true])  # force: no warning about text that looks cut into words already
         grams = [*found.counts, *found.totals, found.sys_len, found.ref_len]
-        return {"exact": torch.tensor([sum(map(str.__eq__, said, true)), len(rows)]).double(), "bleu": torch.tensor(grams).double()}
+        return {"exact": torch.tensor([sum(map(str.__eq__, said, true)), len(true)]).double(), "bleu": torch.tensor(grams).double()}
 
     def figures(self, sums: Sums) -> dict[str, Figure]:
         """loss: nats a token. exact: share of answers that are the target. bleu: of all answers together, 0 … 100."""
-        out = {"loss": Figure(float(sums["loss"] / sums["n"]), n=int(sums["n"]))}
+        out = {"loss": average(sums)}
         if "exact" in sums:
             (right, rows), grams = sums["exact"].tolist(), sums["bleu"].long().tolist()
             bleu = BLEU.compute_bleu(grams[:4], grams[4:8], *grams[8:], smooth_method="exp").score
@@ -76,7 +71,7 @@ class Translate:
         return out
 
     def known(self, train: Part) -> dict[str, Any]:
-        return {"text": Counter(self._texts(train, "target")).most_common(1)[0][0]}
+        return {"text": mode(self._texts(train, "target"))}
 
     def baselines(self, known: dict[str, Any], part: Part, train: Part | None) -> dict[str, Figure]:
         source, true = (self._texts(part, side) for side in ("source", "target"))
@@ -86,7 +81,7 @@ class Translate:
     def _texts(self, part: Part, side: str) -> list[str]:
         return [self.prepare.text(part.store.fields[side][i].tolist()) for i in part.ids]
 
-    def _losses(self, nets: Nets, chunk: Chunk, smoothing: float) -> Tensor:
+    def losses(self, nets: Nets, chunk: Chunk, smoothing: float = 0.0) -> Tensor:
         source, length, target = (chunk.data[name] for name in ("source", "source_len", "target"))
         logits = nets["net"](source, length, target[:, :-1]).float().transpose(1, 2)  # (B, V, U - 1)
-        return F.cross_entropy(logits, target[:, 1:], ignore_index=PAD, reduction="none", label_smoothing=smoothing)
+        return F.cross_entropy(logits, target[:, 1:], ignore_index=PAD, reduction="none", label_smoothing=smoothing).sum(1)

@@ -5,7 +5,7 @@ from typing import Any
 
 from cloche.config import choices, keys_of, show
 from cloche.data.read.builtin import BUILTIN
-from cloche.recipe import TABLES, TrainConfig, find, schema, shipped
+from cloche.recipe import TrainConfig, find, kinds_of, schema, shipped
 from cloche.words import _
 
 WHICH = {"nets": "net", "tasks": "task", "data": "data", "optim": "optim"}
@@ -18,7 +18,7 @@ def catalogue(what: str) -> tuple[Any, str]:
         return found, json.dumps(found, indent=1, ensure_ascii=False)
     if what == "recipes":
         return _recipes()
-    kinds = {"train": TrainConfig} if what == "train" else {k: c for k, c in TABLES[WHICH[what]][0].items() if k not in ("module", "own")}
+    kinds = {"train": TrainConfig} if what == "train" else kinds_of(WHICH[what])
     table = "train" if what == "train" else WHICH[what]
     found = {kind: {key: _field(field) for key, field in keys_of(config, table).items()} for kind, config in kinds.items()}
     lines = []

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cloche import __version__
-from cloche.build import Data, device_of, facts_of, job_of, nets_of, open_data, parameters_of, precision_of, task_of
+from cloche.build import Data, device_of, facts_of, job_of, nets_of, open_data, precision_of, task_of
 from cloche.config import Fault, Frozen, RecipeError
 from cloche.data.chunk import Chunk
 from cloche.data.store import Store
@@ -100,7 +100,8 @@ def _train_recipe(recipe: Recipe, run: Run, options: Options, store: Store | Non
         first = part.take(np.arange(min(recipe.train.batch, len(part))))
         flops, threads = flops_of(nets, task, first), torch.get_num_threads()
         torch.set_num_threads(threads_for(flops * recipe.train.batch, threads))
-        facts |= {"threads": torch.get_num_threads(), "parameters": parameters_of(nets), "flops": flops}
+        parameters = sum(p.numel() for net in nets.values() for p in net.parameters())
+        facts |= {"threads": torch.get_num_threads(), "parameters": parameters, "flops": flops}
         try:
             found = run.open(recipe.tables(), facts, options.again, options.allow_change)
             if run.finished:

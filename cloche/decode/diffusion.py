@@ -1,21 +1,56 @@
-"""The reverse process: solvers that walk from noise to a picture, in the letters of their papers.
+"""Diffusion: the forward process, by which a picture becomes noise, and the solvers that walk back, in the letters of their papers.
 
+    x = α·x0 + σ·ε, ε ~ N(0, 1), α² + σ² = 1;   λ (level) = log α²/σ², the log of signal to noise: noise ─ −HIGH … HIGH ─ picture
+    v = α·ε − σ·x0: what a net predicts here;   x0 = α·x − σ·v,  ε = σ·x + α·v
     x_T ~ N(0, 1) ─ x0 = denoise(x, λ) ─ step to the next λ ─ … ─ x_0
 
+λ falls with the time t as of a cosine: α = cos(πt/2), cut where a further step could be seen in no picture.
 Every solver: solver(denoise, x, levels, generators) → (B, C, h, w). denoise(x, level (B,)) → the picture x0 it believes in.
 x: (B, C, h, w) noise. levels: (n + 1,) rising λ, n steps. generators: one a row, so that a row's picture is its own.
+Source: Ho et al. 2020, arXiv 2006.11239; Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17; Kingma et al. 2021,
+arXiv 2107.00630, for λ; Salimans & Ho 2022, arXiv 2202.00512, appendix D, for v.
 """
 
 from collections.abc import Callable, Sequence
+import math
 
 import torch
 from torch import Generator, Tensor
 
 from cloche import rng
-from cloche.decode.noise import alpha_sigma
 
+HIGH = 9.0  # σ = 0.011 of a picture from −1 to 1: a step of its 256 greys is 0.008
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Solver = Callable[[Denoise, Tensor, Tensor, Sequence[Generator]], Tensor]
+
+
+def schedule(t: Tensor) -> Tensor:
+    """Time, 0 (picture) to 1 (noise) → level λ, HIGH to −HIGH, any shape: λ = −2·log tan(angle), the angle even in t."""
+    low = math.atan(math.exp(-HIGH / 2))
+    return -2 * torch.log(torch.tan(low + t * (math.pi / 2 - 2 * low)))
+
+
+def alpha_sigma(level: Tensor) -> tuple[Tensor, Tensor]:
+    """The shares of picture and noise, (B, 1, 1, 1) each, of levels (B,)."""
+    level = level.view(-1, 1, 1, 1)
+    return torch.sigmoid(level).sqrt(), torch.sigmoid(-level).sqrt()
+
+
+def noised(x0: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    alpha, sigma = alpha_sigma(level)
+    return alpha * x0 + sigma * noise
+
+
+def velocity(x0: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """v, which keeps its size at every level: it is the noise where the picture is clear, the picture where it is not."""
+    alpha, sigma = alpha_sigma(level)
+    return alpha * noise - sigma * x0
+
+
+def from_velocity(x: Tensor, level: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(x0, ε) that a v at x tells of."""
+    alpha, sigma = alpha_sigma(level)
+    return alpha * x - sigma * v, sigma * x + alpha * v
 
 
 def generators(ids: Tensor) -> list[Generator]:
