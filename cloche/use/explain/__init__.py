@@ -7,7 +7,6 @@ from typing import Any
 
 from cloche.errors import UserError
 from cloche.recipe import shipped
-from cloche.use.draw import png
 from cloche.use.explain.inside import inside
 from cloche.use.explain.layers import Found, explain_layers
 from cloche.use.explain.step import explain_step, write_all
@@ -52,10 +51,8 @@ def explain(
 def explain_inside(model: Model, given: Any, out: Text) -> Found:
     """What can be seen inside on one input; the pictures go to RUN/report."""
     found, lines, figures = inside(model, given)
-    folder = Path(out) if out else model.path / "report"
-    paths = [folder / ("-".join(["explain", *re.findall(r"\w+", title)[:4]]) + ".png") for title in figures]
     for title, figure in figures.items():
         figure.suptitle(title[:1].upper() + title[1:], fontsize=8, x=0.01, ha="left")
-    write_all(dict(zip(paths, map(png, figures.values()), strict=True)))
+    paths = write_all({"-".join(["explain", *re.findall(r"\w+", title)[:4]]): figure for title, figure in figures.items()}, model, out)
     lines += [_("picture    {path}").format(path=path) for path in paths]
-    return found | {"pictures": list(map(str, paths))}, "\n".join(lines)
+    return found | {"pictures": paths}, "\n".join(lines)

@@ -21,8 +21,9 @@ from cloche.errors import UserError
 from cloche.files import durable_write
 from cloche.training.objective import gradient_norm
 from cloche.use.draw import png, styled
-from cloche.use.explain.layers import Found, Layer, columns, layers_of, watch
+from cloche.use.explain.layers import Found, Layer, layers_of, watch
 from cloche.use.model import Model, load
+from cloche.use.story import columns
 from cloche.words import _, _n, listed, number, percent
 
 
@@ -45,25 +46,28 @@ def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str
     loss = task.loss({"net": net}, chunk, None)[0]  # forward pass and loss
     rows, logits = [row for row in layers_of(net, calls) if row.output.numel()], calls[-1].raw[0].tolist()
     loss.backward()
-    grads, layers = [norm(p.grad for p in row.parameters) for row in rows], []
+    layers = [{"name": row.name, "activation": activation(row), "gradient_norm": norm(p.grad for p in row.parameters)} for row in rows]
     one, acts = products(rows, at) if at is not None else ({}, [])
     gradient_norm(list(was), optim.clip)  # which clips them
     optimizer.step()
-    for row, grad in zip(rows, grads, strict=True):
-        y, moved, size = row.output.detach(), norm(p - was[p] for p in row.parameters), norm(was[p] for p in row.parameters)
-        activation = {"min": y.min().item(), "mean": y.mean().item(), "max": y.max().item(), "zeros": (y == 0).float().mean().item()}
-        ratio = moved / size if size else None
-        layers.append({"name": row.name, "activation": activation, "gradient_norm": grad, "update_ratio": ratio})
+    for row, told in zip(rows, layers, strict=True):
+        size = norm(was[p] for p in row.parameters)
+        told["update_ratio"] = norm(p - was[p] for p in row.parameters) / size if size else None
     with torch.no_grad():
         after = task.loss({"net": net}, chunk, None)[0]
     found = {"input": name, "label": true, "predicted": next(iter(answer.values())), "probabilities": answer.get("probabilities")}
     found |= {"loss": loss.item(), "loss_after": after.item(), "layers": layers, "pictures": []} | ({"at": one} if one else {})
     text = story(model, found, rows, logits, why) + acts
     if "image" in chunk.data and any(row.kind == "conv" for row in rows):
-        seen, folder = model.prepare.pixels_of(chunk.data["image"][0]), Path(out) if out else model.path / "report"
-        found["pictures"] = pictures(rows, seen, name, folder)
+        sheets = pictures(rows, model.prepare.pixels_of(chunk.data["image"][0]), name)
+        found["pictures"] = write_all(sheets, model, out)
         text += [_("picture    {path}").format(path=path) for path in found["pictures"]]
     return found, "\n".join([*text, _("Nothing in {run} was changed: the step was made on a copy of its weights.").format(run=model.path)])
+
+
+def activation(row: Layer) -> dict[str, float]:
+    y = row.output.detach()
+    return {"min": y.min().item(), "mean": y.mean().item(), "max": y.max().item(), "zeros": (y == 0).float().mean().item()}
 
 
 def norm(tensors: Any) -> float | None:
@@ -158,12 +162,10 @@ def products(rows: list[Layer], at: str) -> tuple[dict[str, Any], list[str]]:
         raise UserError(_("there is no such place in the maps of {name}").format(name=name), at, do)
     kernel, bias = m.weight[c].detach(), m.bias[c].item() if m.bias is not None else 0.0  # (C, k, k)
     patch = F.unfold(row.input.detach(), m.kernel_size, m.dilation, m.padding, m.stride)[0, :, y * w + x].view_as(kernel)
-    each, value, s = patch * kernel, row.raw[0, c, y, x].item(), m.stride[0]
+    each, s = patch * kernel, m.stride[0]
     sums = each.double().sum((1, 2))  # (C,)
     total, strongest = sums.sum().item(), sums.abs().topk(min(3, len(sums))).indices.sort().values
     place = _("  place             kernel {c} from row {y}, column {x} of its input on (zeros outside)")
-    write = _("  write one number  {n} products add up to {sum}, plus the bias {bias} = {total}; after the activation {final}")
-    numbers = {"sum": total, "bias": bias, "total": total + bias, "final": row.output[0, c, y, x].item()}
     lines = [
         _("{at}   one number of a map: a stamp in four acts").format(at=at),
         place.format(c=c, y=y * s - m.padding[0], x=x * s - m.padding[1]),
@@ -177,40 +179,41 @@ def products(rows: list[Layer], at: str) -> tuple[dict[str, Any], list[str]]:
     if len(sums) > 3:
         rest = number(total - sums[strongest].sum().item(), 4)
         lines.append(_("  {n} more channels add {sum}").format(n=len(sums) - 3, sum=rest))
+    write = _("  write one number  {n} products add up to {sum}, plus the bias {bias} = {total}; after the activation {final}")
+    numbers = {"sum": total, "bias": bias, "total": total + bias, "final": row.output[0, c, y, x].item()}
     lines.append(write.format(n=number(each.numel()), **{key: number(v, 5) for key, v in numbers.items()}))
     lines.append(_("  slide             by {s} to the next place: the same kernel at {n} places").format(s=s, n=number(h * w)))
-    found = {"layer": name, "channel": c, "row": y, "column": x, "bias": bias, "sum": total + bias, "value": value}
+    found = {"layer": name, "channel": c, "row": y, "column": x, "bias": bias, "sum": total + bias, "value": row.raw[0, c, y, x].item()}
     return found | {"patch": patch.tolist(), "kernel": kernel.tolist(), "products": each.tolist()}, lines
 
 
-def pictures(rows: list[Layer], picture: np.ndarray, name: str, folder: Path) -> list[str]:
-    """explain-NAME-maps.png: the first, middle and last convolution; explain-NAME-pool.png: before and after the first pooling."""
-    convs, stem = [row for row in rows if row.kind == "conv"], re.sub(r"[^\w.-]+", "-", Path(name).stem)
+def pictures(rows: list[Layer], picture: np.ndarray, name: str) -> dict[str, Figure]:
+    """explain-NAME-maps: the first, middle and last convolution; explain-NAME-pool: before and after the first pooling."""
+    convs, stem = [row for row in rows if row.kind == "conv"], "explain-" + re.sub(r"[^\w.-]+", "-", Path(name).stem)
     some = [convs[i] for i in sorted({0, (len(convs) - 1) // 2, len(convs) - 1})]
-    sheets = {"maps": [(row.name, row.output, row.output) for row in some]}
+    sheets = {f"{stem}-maps": sheet([(row.name, row.output, row.output) for row in some], picture, name)}
     if pool := next((row for row in rows if row.kind == "pool"), None):
         before, after = (text.format(pool=pool.name) for text in (_("before {pool}"), _("after {pool}")))
-        sheets["pool"] = [(before, pool.input, pool.input), (after, pool.output, pool.input)]
-    paths = {kind: folder / f"explain-{stem}-{kind}.png" for kind in sheets}
-    write_all({path: sheet(sheets[kind], picture, name) for kind, path in paths.items()})
-    return list(map(str, paths.values()))
+        sheets[f"{stem}-pool"] = sheet([(before, pool.input, pool.input), (after, pool.output, pool.input)], picture, name)
+    return sheets
 
 
-def write_all(pictures: dict[Path, bytes]) -> None:
-    """Files in a folder that is made where it lacks. Raises: UserError "read-only"."""
-    for path, content in pictures.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            do = _("choose another with --out")
-            raise UserError(
-                _("cannot make the folder {path}").format(path=path.parent), fault.strerror or "", do, name="read-only"
-            ) from None
-        durable_write(path, content)
+def write_all(figures: dict[str, Figure], model: Model, out: str | None) -> list[str]:
+    """PNG files by their stem in a folder that is made where it lacks: their paths. Raises: UserError "read-only"."""
+    folder = Path(out) if out else model.path / "report"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        what, do = _("cannot make the folder {path}").format(path=folder), _("choose another with --out")
+        raise UserError(what, fault.strerror or "", do, name="read-only") from None
+    paths = {stem: folder / f"{stem}.png" for stem in figures}
+    for stem, figure in figures.items():
+        durable_write(paths[stem], png(figure))
+    return [str(path) for path in paths.values()]
 
 
 @styled
-def sheet(panels: list[tuple[str, Tensor, Tensor]], picture: np.ndarray, name: str) -> bytes:
+def sheet(panels: list[tuple[str, Tensor, Tensor]], picture: np.ndarray, name: str) -> Figure:
     """The input at the left; at the right each layer's maps on one scale: the up to 16 that in `by` differ most from place to place.
 
     Args:
@@ -231,4 +234,4 @@ def sheet(panels: list[tuple[str, Tensor, Tensor]], picture: np.ndarray, name: s
             axes.text(j % 8 * (w + gap), j // 8 * (h + gap), str(c), color="white", fontsize=7, va="top")
     for axes in figure.axes:
         axes.set_axis_off()
-    return png(figure)
+    return figure
