@@ -36,11 +36,7 @@ INSIDE = Path("report", "inside.json")  # of a run
 
 @torch.inference_mode()
 def extras(model: Model) -> dict[str, Any]:
-    """What the page needs of the net and the rows, compact enough for results.json.
-
-    Returns: counts, training examples of each class; wrong, the worst of the wrong answers, with pictures; plane, the answers over the
-        range of one or two columns.
-    """
+    """For results.json: the counts of classes, the worst of the wrong answers, the answers over the range of one or two columns."""
     data, task, store = model.data(), model.task, model.data().store
     out: dict[str, Any] = {"wrong": []}
     if store.labels:
@@ -108,10 +104,8 @@ def verdict(epochs: list[dict[str, Any]], results: dict[str, Any] | None = None)
     held = v[kept] if v else r.get("metrics", {}).get("loss") if r.get("part") == "test" else None
     fell = [1 - m[-1] / m[-1 - f] for m in (tm, vm) if m and m[-1 - f] - m[-1] > max(0.01 * m[-1 - f], 0.05 * (m[0] - m[-1]))]
     known = r.get("headline") in ("accuracy", "mse")  # baselines in the unit of the loss, or of what the log tells
-    base, score = (
-        (r.get("baseline") or {}).get("value") if known else None,
-        max(epochs[-1].get(k, -1.0) for k in ("train_right", "validation_accuracy")),
-    )
+    base = (r.get("baseline") or {}).get("value") if known else None
+    score = max(epochs[-1].get(k, -1.0) for k in ("train_right", "validation_accuracy"))
     way = 1.0 if base is None else (score - base) / (1 - base) if score >= 0 and base < 1 else 1 - tm[-1] / base if base else 1.0
     whose = _("the validation loss") if v else _("the test loss (there is no validation part)")
     rose = lambda a, m, part: m[-1] - min(m) > max(part * abs(min(m)), 0.02 * abs(a[0]))  # noqa: E731
@@ -184,17 +178,15 @@ def _words(path: Path, recipe: dict[str, Any], facts: dict[str, Any], r: dict[st
     labels, left = facts["labels"], facts["left_out"]
     ends = {"low": "", "high": ""} if low is None else {"low": told(name, low), "high": told(name, high)}
     others = {k: told(k, v) if k in SHARES else short(v) for k, v in r["metrics"].items() if k != name}
-    speed = {"speed": ""}
-    if s := r.get("speed"):
-        speed = {"speed": number(s["examples_per_s"]), "share": percent(s["share_of_limit"], 0), "wait": percent(s["waiting_frac"], 0)}
-        speed["limit"] = number(s["limit_flops_per_s"] / 1e9)
+    speed = {"speed": number(s["examples_per_s"]), **story.speed(s)} if (s := r["speed"]) else {"speed": ""}
     return {
         **recipe["train"], **facts, **ends, **speed, "lang": language(), "title": path.resolve().name, "path": shlex.quote(str(path)),
         "score": told(name, r["metrics"][name]),
         "measured": _("{name} on the {part} part").format(name=NAMES.get(name, name), part=story.part_name(r["part"])),
         "baseline": story.beside(r), "others": " · ".join(f"{NAMES.get(k, k.replace('_', ' '))} {v}" for k, v in others.items()),
         "scale": "1" if name in SHARES and low is not None else "", "p": r["metrics"][name], "a": low, "b": high,
-        "c": (r.get("baseline") or {"value": 0})["value"], "n": number(r["n"]), "hardest": story.hardest(r, labels), "all": number(facts["n"]),
+        "c": (r.get("baseline") or {"value": 0})["value"], "n": number(r["n"]), "hardest": story.hardest(r, labels),
+        "all": number(facts["n"]),
         "parameters": number(facts["parameters"]), "task": recipe["task"]["kind"], "net": net.get("name", net["kind"]),
         "module": net.get("name", ""), "command": not net.get("name") or "",
         "parts": " + ".join(f"{story.part_name(k)} {number(n)}" for k, n in facts["parts"].items() if n),

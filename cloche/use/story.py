@@ -14,7 +14,7 @@ from cloche.data.kinds import KINDS
 from cloche.data.read.builtin import BUILTIN
 from cloche.data.read.folder import shown
 from cloche.recipe import Recipe
-from cloche.tasks.metrics import NAMES, SHARES, told
+from cloche.tasks.metrics import NAMES, told
 from cloche.use.model import Model
 from cloche.words import _, _n, duration, listed, number, percent
 
@@ -70,17 +70,14 @@ def closing(model: Model) -> str:
     r, name = model.results, model.results["headline"]
     text = f"{NAMES.get(name, name)} {told(name, r['metrics'][name])}"
     if r["interval"][0] is not None:
-        low, high = (number(100 * v, 1) if name in SHARES else number(v, 4) for v in r["interval"])
+        low, high = (told(name, v).removesuffix("\u00a0%") for v in r["interval"])
         text += _("  (95 % interval {low}–{high}, n = {n}, seed {seed})").format(low=low, high=high, n=number(r["n"]), seed=r["seed"])
     lines = [(part_name(r["part"]), text)]
-    if r.get("baselines"):
-        line, hard = beside(r), hardest(r, model.facts["labels"])
-        lines.append(("", line + (f"      {hard}" if hard else "")))
+    if r["baselines"]:
+        lines.append(("", f"{beside(r)}      {hardest(r, model.facts['labels'])}".rstrip()))
     if s := r["speed"]:
-        used, limit = number(s["flops_per_s"] / 1e9, 0 if s["flops_per_s"] > 1e10 else 1), number(s["limit_flops_per_s"] / 1e9)
-        shares = {"share": percent(s["share_of_limit"], 0), "wait": percent(s["waiting_frac"], 0)}
         text = _("{share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait}")
-        lines.append((_("speed"), text.format(used=used, limit=limit, **shares)))
+        lines.append((_("speed"), text.format(**speed(s))))
     out = [f"{key:<10} {text}" for key, text in lines]
     head, run = _("{run} in {time}").format(run=shown(model.path), time=duration(r["seconds"])), shown(shlex.quote(str(model.path)))
     given = sample(model.facts["kind"], model.prepare.port, model.recipe.data.source)
@@ -92,6 +89,12 @@ def closing(model: Model) -> str:
     )
     out += [f"{'' if i else head:<{len(head)}}   {key:<6} {way}" for i, (key, way) in enumerate(ways)]
     return "\n".join(out)
+
+
+def speed(s: dict[str, float]) -> dict[str, str]:
+    used, limit = s["flops_per_s"] / 1e9, s["limit_flops_per_s"] / 1e9
+    shares = {"share": percent(s["share_of_limit"], 0), "wait": percent(s["waiting_frac"], 0)}
+    return shares | {"used": number(used, 0 if used > 10 else 1), "limit": number(limit)}
 
 
 def sample(kind: str, port: Port, source: str) -> str:

@@ -19,10 +19,9 @@ Text, Sets = str | None, dict[str, Any] | None
 def explain(
     what: str, given: Any = None, *, label: Any = None, at: Text = None, out: Text = None, data: Text = None, sets: Sets = None
 ) -> Found:
-    """The layers of a recipe (a name, a .toml, a path to data); of a run one training step on `given`, or without it both.
+    """Of a recipe (a name, a .toml, a path to data) the layers; of a run one training step on `given`, or without it both.
 
-    Returns: what --json prints, and the text. The other arguments: see `explain_layers` and `explain_step`.
-    Raises: UserError also where an argument has no meaning for `what`.
+    Returns: what --json prints, and the text. The other arguments: see `explain_step`; data and sets belong to a recipe.
     """
     what = str(what)
     if what in shipped() or not (Path(what) / "facts.json").exists():

@@ -26,8 +26,6 @@ from cloche.words import _, number, percent
 
 Seen = tuple[dict[str, Any], list[str], dict[str, Figure]]  # what --json prints, the lines of text, the figures by title
 
-# --- recurrent nets: gates over time, and how far back a gradient reaches ---------------------------------------------------------
-
 STEPS, MOST = 40, 48  # steps of noise; units of a state that are drawn, and whose gradients are taken
 GATES = {"input": _("input gate"), "forget": _("forget gate"), "output": _("output gate"), "reset": _("reset gate")}
 GATES |= {"update": _("update gate"), "candidate": _("candidate"), "cell": _("cell state"), "state": _("state h")}
@@ -88,9 +86,6 @@ def gate_maps(found: dict[str, Tensor]) -> Figure:
     return figure
 
 
-# --- forecasts: what came, and the answer from the first, middle and last test origin ---------------------------------------------
-
-
 @styled
 @torch.inference_mode()
 def outlook(model: Model, given: Any) -> Seen:
@@ -121,9 +116,6 @@ def outlook(model: Model, given: Any) -> Seen:
     return {"forecast": found[-1].tolist()}, lines, {title: figure}
 
 
-# --- speech: the clip as the net hears it, and the letter that it takes each moment for -------------------------------------------
-
-
 @styled
 @torch.no_grad()
 def spectrogram(model: Model, given: Any) -> Seen:
@@ -150,8 +142,6 @@ def spectrogram(model: Model, given: Any) -> Seen:
     axes.set(xlim=(0, len(p) * step_s), ylim=(-0.03, 2.6))
     return {"input": name, "text": text, "letters": said}, lines, {_("what the net hears"): figure}
 
-
-# --- language models: what each token cost, and where each head of a transformer looks --------------------------------------------
 
 TOLD, LOOKED, ACROSS = 400, 24, 64  # tokens whose cost is told, and whose attention is drawn; letters of a line
 
@@ -211,9 +201,6 @@ def heads(looks: np.ndarray, texts: list[str]) -> Figure:
     return figure
 
 
-# --- encoder–decoder: which source tokens each token of the answer was read from --------------------------------------------------
-
-
 @styled
 @torch.no_grad()
 def alignment(model: Model, given: Any) -> Seen:
@@ -238,8 +225,6 @@ def alignment(model: Model, given: Any) -> Seen:
     found = {"input": name, "text": text, "source": read, "target": wrote, "attention": weights.tolist()}
     return found, lines, {_("where it looked for each token that it wrote"): figure}
 
-
-# --- diffusion: what each step holds and, under it, the picture that the net believes in ------------------------------------------
 
 SAMPLES, COLUMNS = 3, 8
 

@@ -135,10 +135,7 @@ def sees(rows: list[Layer], x: Tensor) -> Iterator[str]:
 
 
 def ledger(nets: Nets, task: Task, chunk: Chunk) -> list[dict[str, Any]]:
-    """The rows of what is trained, from the first row of a chunk; "params" add up to those of the whole.
-
-    "output" is without B, "bytes" are the output's in float32.
-    """
+    """The rows of what is trained, from the first row of a chunk; "output" is without B, "bytes" are the output's in float32."""
     net, one = nn.ModuleDict(copy.deepcopy(nets)).eval(), chunk.head(1)
     with torch.no_grad(), rng.apart(chunk.weight.device), counter() as counted:
         calls = watch(net, counted)

@@ -30,10 +30,7 @@ from cloche.words import _, _n, listed, number, percent
 def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str | None = None, out: str | None = None) -> Found:
     """One training step of a finished run on one input: what --json prints, and the text.
 
-    Args:
-        given: as `predict` takes it; None: the first validation example. label: the true class; else the data's, else the predicted one.
-        at: "conv1:0,5,7", one number of a map as its products. out: the folder for pictures, else RUN/report.
-    Raises: UserError for a class, a layer or a place that is not there.
+    given: as `predict` takes it. label: the true class. at: "conv1:0,5,7", one number of a map as its products. out: where pictures go.
     """
     model = run if isinstance(run, Model) else load(run)
     name, chunk = example(model, given)
@@ -214,11 +211,7 @@ def write_all(figures: dict[str, Figure], model: Model, out: str | None) -> list
 
 @styled
 def sheet(panels: list[tuple[str, Tensor, Tensor]], picture: np.ndarray, name: str) -> Figure:
-    """The input at the left; at the right each layer's maps on one scale: the up to 16 that in `by` differ most from place to place.
-
-    Args:
-        panels: (title, maps, by), both (1, C, h, w). picture: (h, w, 1 or 3) in 0…1.
-    """
+    """The input at the left; at the right of each (title, maps, by) up to 16 maps (1, C, h, w), those of which `by` differs most."""
     high = [1.4 if by.shape[1] <= 8 else 2.4 for _title, _maps, by in panels]
     figure = Figure((10.4, sum(high)), layout="constrained")
     grid = figure.add_gridspec(len(panels), 2, width_ratios=(1.7, 8.3), height_ratios=high)
