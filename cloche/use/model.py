@@ -56,14 +56,12 @@ class Model:
         if self.task.face == "denoises":
             do = _("cloche generate {run} PROMPT").format(run=self.path)
             raise UserError(_("{run} draws pictures, it answers no input").format(run=self.path), "", do)
-        encoded = [self.prepare.encode(given) for given in inputs]
-        return [a for i in range(0, len(encoded), batch) for a in self._answer(encoded[i : i + batch])]
-
-    @torch.inference_mode()
-    def _answer(self, encoded: list[dict[str, np.ndarray]]) -> list[dict[str, Any]]:
-        precision, chunk = precision_of(self.recipe), self.chunk(self.prepare.gather(encoded))
-        with precision.autocast(self.device):
-            return self.task.answer(self.nets, precision.place(chunk))
+        precision, answers = precision_of(self.recipe), []
+        for i in range(0, len(inputs), batch):
+            chunk = self.chunk(self.prepare.gather([self.prepare.encode(given) for given in inputs[i : i + batch]]))
+            with torch.inference_mode(), precision.autocast(self.device):
+                answers += self.task.answer(self.nets, precision.place(chunk))
+        return answers
 
     def chunk(self, data: dict[str, Tensor]) -> Chunk:
         """Raw rows, as `gather` and a store give them, prepared as for evaluation."""

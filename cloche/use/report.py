@@ -153,6 +153,8 @@ def write_report(path: Path) -> Path:
     words = _words(path, tomllib.loads(recipe), facts, r) | dict(zip(("verdict", "evidence"), verdict(epochs, r), strict=True))
     drawn = files.read_json(path / INSIDE, limit_bytes=64 << 20) if (path / INSIDE).exists() else {}
     frame = '<figure><figcaption class="line">{title}</figcaption>{figure}</figure>'
+    pairs = [(s["name"], s["true"], s["answer"]["text"]) for s in r["samples"]]
+    samples = [[name, true, said, "" if true == said else "✗"] for name, true, said in pairs]
     values = {k: escape(str(v)) for k, v in words.items()} | _field(r["extras"].get("plane", {}), labels)
     values |= {
         "recipe": escape(recipe),
@@ -160,7 +162,7 @@ def write_report(path: Path) -> Path:
         "layers": _table(layer_table(r["layers"]), "names"),
         "per_class": _classes(r["per_class"], r["extras"]["counts"], labels) if "per_class" in r else "",
         "confusion": _confusion(r.get("confusion") or [], labels),
-        "samples": _samples(r["samples"]),
+        "samples": _table([[_("example"), _("true"), _("answered"), ""], *samples], "names"),
         "wrong": _wrong(r["extras"]["wrong"], labels),
         "inside": "".join(frame.format(title=escape(title), figure=figure) for title, figure in drawn.items()),
     }
@@ -240,29 +242,20 @@ def _wrong(wrong: list[dict[str, Any]], labels: list[str]) -> str:
     return f'<ul class="tiles">{tiles}</ul>'
 
 
-def _samples(samples: list[dict[str, Any]]) -> str:
-    """What was asked, what ought to come out, and what came out."""
-    pairs = [(s["name"], s["true"], s["answer"]["text"]) for s in samples]
-    head = [_("example"), _("true"), _("answered"), ""]
-    return _table([head, *([name, true, said, "" if true == said else "✗"] for name, true, said in pairs)], "names")
-
-
 def _course(epochs: list[dict[str, Any]], events: list[dict[str, Any]], r: dict[str, Any]) -> str:
     """Loss and accuracy by epoch; the loss of up to 400 single steps faint behind."""
     steps, at, x = [e for e in events if e["kind"] == "step"], [0, *(e["step"] for e in epochs)], range(1, len(epochs) + 1)
     thin = steps[:: -(-len(steps) // 400) or 1]
     faint = (np.interp([e["step"] for e in thin], at, range(len(at))), [e["loss"] for e in thin]) if thin else None
     kept = next((i for i in x if at[i] == r["best_step"] != r["steps"]), None)
-    level = (r.get("baseline") or {}).get("value")
-    loss = draw.curves(_lines(epochs, "train_loss", "validation_loss"), _("epoch"), _("loss"), kept=kept, faint=faint)
-    right = _lines(epochs, "train_right", "validation_accuracy")
-    figures = [loss, *([draw.curves(right, _("epoch"), _("accuracy"), kept=kept, level=level)] if right else [])]
-    return "".join(f"<figure>{draw.svg(figure)}</figure>" for figure in figures)
-
-
-def _lines(epochs: list[dict[str, Any]], train: str, validation: str) -> dict[str, Any]:
-    named = {_("train"): train, _("validation"): validation}
-    return {name: (range(1, len(epochs) + 1), [e[k] for e in epochs]) for name, k in named.items() if all(k in e for e in epochs)}
+    level, figures = (r.get("baseline") or {}).get("value"), []
+    loss = (_("loss"), ("train_loss", "validation_loss"), {"faint": faint})
+    right = (_("accuracy"), ("train_right", "validation_accuracy"), {"level": level})
+    for title, keys, how in (loss, right):
+        named = zip((_("train"), _("validation")), keys, strict=True)
+        lines = {name: (x, [e[k] for e in epochs]) for name, k in named if all(k in e for e in epochs)}
+        figures += ["<figure>" + draw.svg(draw.curves(lines, _("epoch"), title, kept=kept, **how)) + "</figure>"] if lines else []
+    return "".join(figures)
 
 
 def _field(plane: dict[str, Any], labels: list[str]) -> dict[str, str]:

@@ -188,10 +188,10 @@ def pictures(rows: list[Layer], picture: np.ndarray, name: str) -> dict[str, Fig
     """explain-NAME-maps: the first, middle and last convolution; explain-NAME-pool: before and after the first pooling."""
     convs, stem = [row for row in rows if row.kind == "conv"], "explain-" + re.sub(r"[^\w.-]+", "-", Path(name).stem)
     some = [convs[i] for i in sorted({0, (len(convs) - 1) // 2, len(convs) - 1})]
-    sheets = {f"{stem}-maps": sheet([(row.name, row.output, row.output) for row in some], picture, name)}
+    sheets = {f"{stem}-maps": sheet({row.name: (row.output, row.output) for row in some}, picture)}
     if pool := next((row for row in rows if row.kind == "pool"), None):
-        before, after = (text.format(pool=pool.name) for text in (_("before {pool}"), _("after {pool}")))
-        sheets[f"{stem}-pool"] = sheet([(before, pool.input, pool.input), (after, pool.output, pool.input)], picture, name)
+        sides = {_("before {pool}"): pool.input, _("after {pool}"): pool.output}
+        sheets[f"{stem}-pool"] = sheet({k.format(pool=pool.name): (maps, pool.input) for k, maps in sides.items()}, picture)
     return sheets
 
 
@@ -203,28 +203,27 @@ def write_all(figures: dict[str, Figure], model: Model, out: str | None) -> list
     except OSError as fault:
         what, do = _("cannot make the folder {path}").format(path=folder), _("choose another with --out")
         raise UserError(what, fault.strerror or "", do, name="read-only") from None
-    paths = {stem: folder / f"{stem}.png" for stem in figures}
-    for stem, figure in figures.items():
-        durable_write(paths[stem], png(figure))
-    return [str(path) for path in paths.values()]
+    paths = [folder / f"{stem}.png" for stem in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        durable_write(path, png(figure))
+    return list(map(str, paths))
 
 
 @styled
-def sheet(panels: list[tuple[str, Tensor, Tensor]], picture: np.ndarray, name: str) -> Figure:
-    """The input at the left; at the right of each (title, maps, by) up to 16 maps (1, C, h, w), those of which `by` differs most."""
-    high = [1.4 if by.shape[1] <= 8 else 2.4 for _title, _maps, by in panels]
-    figure = Figure((10.4, sum(high)), layout="constrained")
-    grid = figure.add_gridspec(len(panels), 2, width_ratios=(1.7, 8.3), height_ratios=high)
-    figure.add_subplot(grid[0, 0], title=name, anchor="NW").imshow(picture, cmap="gray", vmin=0, vmax=1)
+def sheet(panels: dict[str, tuple[Tensor, Tensor]], picture: np.ndarray) -> Figure:
+    """The input; a panel a row: up to 8 maps (1, C, h, w) on one scale, those of the second tensor that differ most from place to place."""
+    across = 1 + min(8, max(maps.shape[1] for maps, _by in panels.values()))
+    figure = Figure((10.4, 10.4 / across * len(panels) + 0.3), layout="constrained")
+    grid = figure.subplots(len(panels), across, squeeze=False)
+    grid[0, 0].imshow(picture, cmap="gray", vmin=0, vmax=1)
     text = _("{name} · {n} of {all} maps of {h}×{w}")
-    for i, (title, maps, by) in enumerate(panels):
-        keep = by[0].flatten(1).std(1).topk(min(16, by.shape[1])).indices.sort().values
-        (channels, h, w), n, gap = maps.shape[1:], len(keep), max(1, maps.shape[3] // 16)
-        cells = F.pad(maps[0, keep].detach(), (0, gap, 0, gap, 0, -n % 8), value=math.nan).unflatten(0, (-1, 8))  # (rows, 8, h, w)
-        axes = figure.add_subplot(grid[i, 1], title=text.format(name=title, n=n, all=channels, h=h, w=w), anchor="NW")
-        axes.imshow(cells.swapaxes(1, 2).flatten(0, 1).flatten(1).numpy(), cmap="magma", vmin=maps.min().item(), vmax=maps.max().item())
-        for j, c in enumerate(keep.tolist()):
-            axes.text(j % 8 * (w + gap), j // 8 * (h + gap), str(c), color="white", fontsize=7, va="top")
+    for line, (title, (maps, by)) in zip(grid, panels.items(), strict=True):
+        keep = by[0].flatten(1).std(1).topk(min(8, by.shape[1])).indices.sort().values.tolist()
+        channels, h, w = maps.shape[1:]
+        line[1].set_title(text.format(name=title, n=len(keep), all=channels, h=h, w=w))
+        for axes, c in zip(line[1:], keep, strict=False):
+            axes.imshow(maps[0, c].detach().cpu().numpy(), cmap="magma", vmin=maps.min().item(), vmax=maps.max().item())
+            axes.text(0, 0, str(c), color="white", fontsize=7, va="top")
     for axes in figure.axes:
         axes.set_axis_off()
     return figure
