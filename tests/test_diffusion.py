@@ -17,7 +17,7 @@ from cloche.data.store import Store
 from cloche.nets.textenc import TextencConfig
 from cloche.nets.unet import UnetConfig
 from cloche.tasks.diffusion import UNTOLD, Diffusion, DiffusionConfig
-from cloche.use.explain import timeline
+from cloche.use.explain.inside import COLUMNS, SAMPLES, timeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -218,13 +218,13 @@ def test_the_timeline_shows_the_steps_to_the_answer(data):
         return data[0].device(Chunk(given, ids, ids, torch.ones(len(ids)), torch.tensor(0), train=False))
 
     model = SimpleNamespace(nets=nets, task=task, prepare=data[0], chunk=chunk_of)
-    found, lines, figures = timeline.figures(model, "trzy")
+    found, lines, figures = timeline(model, "trzy")
     ((title, figure),) = figures.items()
     assert "trzy" in title
     assert len(found["levels"]) == 9 and found["levels"] == sorted(found["levels"]) and '"trzy": 9 steps' in lines[0]
-    assert len(figure.axes) == 2 * timeline.SAMPLES * timeline.COLUMNS
+    assert len(figure.axes) == 2 * SAMPLES * COLUMNS
     with torch.no_grad():
-        answer = np.array(task.answer(nets, chunk_of(data[0].gather([data[0].encode("trzy")] * timeline.SAMPLES)))[1]["image"])
-    last = figure.axes[2 * timeline.COLUMNS + timeline.COLUMNS - 1]  # the second sample at the end
+        answer = np.array(task.answer(nets, chunk_of(data[0].gather([data[0].encode("trzy")] * SAMPLES)))[1]["image"])
+    last = figure.axes[2 * COLUMNS + COLUMNS - 1]  # the second sample at the end
     np.testing.assert_allclose(last.images[0].get_array().squeeze(), answer[..., 0], atol=1e-4)
     assert last.images[0].get_clim() == (0, 1) and figure.axes[0].get_title("left") == "100\u00a0%"  # of noise

@@ -18,7 +18,7 @@ from cloche.tasks.language import LanguageConfig
 from cloche.training.evaluate import evaluate
 from cloche.training.precision import Precision
 from cloche.use.draw import png
-from cloche.use.explain.tokens import figures
+from cloche.use.explain.inside import tokens
 from cloche.use.model import Model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -168,7 +168,7 @@ def test_explained_each_token_has_its_cost_and_a_transformer_its_looks(config):
     net = config.build(*task.ports["net"], "continues").eval()
     text = "Paragraph 3 of the हाथियों,\n\nParagraph the"
     model = Model(Path(), None, {}, {}, prepare, task, {"net": net}, torch.device("cpu"))
-    found, lines, drawn = figures(model, text)
+    found, lines, drawn = tokens(model, text)
     chunk = prompts(prepare, text)
     with torch.no_grad():
         sums, _carry, _rows = task.measure({"net": net}, chunk, None)

@@ -11,7 +11,7 @@ from cloche.config import Port
 from cloche.data.chunk import Chunk
 from cloche.nets.rnn import Cells, RnnConfig, turned
 from cloche.nets.seq2seq import Seq2seqConfig
-from cloche.use.explain.gates import frames, gradient
+from cloche.use.explain.inside import frames, gradient
 
 KINDS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 SOUND, LETTERS = Port("series", (None, 5)), Port("tokens", (None,), 7)

@@ -14,7 +14,7 @@ from cloche.config import Port
 from cloche.data.chunk import Chunk
 from cloche.data.table import Ragged
 from cloche.tasks.transcribe import Transcribe, edits
-from cloche.use.explain.spectrogram import figures
+from cloche.use.explain.inside import spectrogram
 
 TASK = Transcribe("ab\ufffd", Port("series", (None, 4)))  # letters 1, 2, 3; the blank 0
 
@@ -119,7 +119,7 @@ def test_the_picture_tells_each_letter_where_it_is_likeliest():
     whole = chunk(frames, [5], [[1, 1, 2]])
     prepare = SimpleNamespace(encode=lambda given: given, gather=lambda encoded: encoded, mean=(0.0,) * 4, std=(1.0,) * 4, rate=8000)
     model = SimpleNamespace(prepare=prepare, chunk=lambda encoded: whole, net=NETS["net"], nets=NETS, task=TASK)
-    found, lines, drawn = figures(model, "my.wav")
+    found, lines, drawn = spectrogram(model, "my.wav")
     assert found["text"] == TASK.answer(NETS, whole)[0]["text"] == "aab" and lines[0] == 'my.wav: "aab"'
     assert [(x["letter"], x["seconds"]) for x in found["letters"]] == [("a", 0.015), ("a", 0.035), ("b", 0.045)]  # frames of 10 ms
     assert found["letters"][0]["probability"] == pytest.approx(math.exp(9) / (math.exp(9) + 3))

@@ -46,24 +46,18 @@ def fit(
     Returns: the Model; `cloche report OUT` works by command, evaluate and predict in Python with the module passed again.
     Raises: UserError for arrays that do not fit each other.
     """
-    wrong = [k for k in sets or {} if not k.startswith(("optim.", "train.")) and k not in ("data.validation", "data.test", "data.fold")]
-    if wrong:
-        raise UserError(
-            _("cloche.fit takes keys of [optim] and [train]"), ", ".join(wrong), _("the net and the task are the objects that you pass")
-        )
+    own_keys = ("data.validation", "data.test", "data.fold")
+    if wrong := [k for k in sets or {} if not k.startswith(("optim.", "train.")) and k not in own_keys]:
+        do = _("the net and the task are the objects that you pass")
+        raise UserError(_("cloche.fit takes keys of [optim] and [train]"), ", ".join(wrong), do)
     if not any(p.requires_grad for p in module.parameters()):
         raise UserError(_("your module {name} has no weights to train").format(name=type(module).__name__))
     fields = {k: np.ascontiguousarray(v) for k, v in (x if isinstance(x, dict) else {"columns": np.asarray(x, np.float32)}).items()}
     if task is None and (y is None or "columns" not in fields):
-        raise UserError(
-            _("cloche.fit needs x as one array and y"), ", ".join(fields), _("a dict of arrays, or no y, is for a task of your own")
-        )
-    for name, a in fields.items():
-        if name == "label":
-            raise UserError(_('no array may be called "label"'), "", _("that name is y's"))
-        if a.dtype.kind == "f" and not np.isfinite(a).all():
-            row = int(np.argwhere(~np.isfinite(a))[0][0])
-            raise UserError(_("x has values that are not finite"), _("first at row {n}").format(n=row), _("leave those rows out"))
+        do = _("a dict of arrays, or no y, is for a task of your own")
+        raise UserError(_("cloche.fit needs x as one array and y"), ", ".join(fields), do)
+    if "label" in fields:
+        raise UserError(_('no array may be called "label"'), "", _("that name is y's"))
     examples = _examples(fields, y)
     own = {"kind": "own", "name": type(task).__name__} if task else _task_for(module, fields, examples)
     raw = change(BEGINNING, sets or {})
@@ -78,58 +72,50 @@ def _task_for(module: nn.Module, fields: dict[str, np.ndarray], examples: Exampl
         try:  # on a copy: a forward pass may leave traces
             given = copy.deepcopy(module).eval()(torch.from_numpy(fields["columns"][:2]).to(where))
         except (RuntimeError, TypeError, ValueError) as fault:
-            raise UserError(
-                _("your module does not take these arrays"),
-                str(fault),
-                _("x is given as (B, …) float32: {shape}").format(shape=fields["columns"].shape),
-            ) from None
+            do = _("x is given as (B, …) float32: {shape}").format(shape=fields["columns"].shape)
+            raise UserError(_("your module does not take these arrays"), str(fault), do) from None
     columns = given[:2].reshape(min(2, len(examples)), -1).shape[1]
     many, multi = len(examples.labels) or examples.label.shape[1], examples.label.ndim == 2
     if columns != many and not (columns == 1 and many == 2 and not multi):
-        raise UserError(
-            _("your module gives {n} numbers a row, y needs {k}").format(n=columns, k=many), "", _("change the module's last layer")
-        )
+        what = _("your module gives {n} numbers a row, y needs {k}").format(n=columns, k=many)
+        raise UserError(what, "", _("change the module's last layer"))
     return {"kind": "classify", "loss": "bce" if multi or columns == 1 else "cross_entropy"} if examples.labels else {"kind": "regress"}
 
 
 def _examples(fields: dict[str, np.ndarray], y: np.ndarray | None) -> Examples:
-    """Raises: UserError when the arrays differ in length or a label is not finite."""
-    n = {k: len(a) for k, a in fields.items()} | ({} if y is None else {"y": len(y)})
-    if len(set(n.values())) != 1:
-        raise UserError(
-            _("the arrays differ in length"), ", ".join(f"{k}: {v}" for k, v in n.items()), _("every array needs one row an example")
-        )
-    if not next(iter(n.values())):
-        raise UserError(_("the arrays are empty"), "", _("give at least a few rows"))
-    label, labels = _labels(np.zeros((next(iter(n.values())), 1), np.float32) if y is None else np.asarray(y))
-    if not np.isfinite(label).all():
-        raise UserError(
-            _("y has values that are not finite"),
-            _("first at row {n}").format(n=int(np.argwhere(~np.isfinite(label))[0][0])),
-            _("leave those rows out"),
-        )
-    digest = np.stack([digest_of(*(a[i] for a in fields.values())) for i in range(len(label))])
-    return Examples("columns", fields, label, labels, digest, np.zeros(len(label), np.uint8), [f"row {i}" for i in range(len(label))])
+    """Raises: UserError when the arrays differ in length, or a number is not finite."""
+    counts = {k: len(a) for k, a in fields.items()} | ({} if y is None else {"y": len(y)})
+    n = min(counts.values())
+    if n == 0 or n != max(counts.values()):
+        told = ", ".join(f"{k}: {v}" for k, v in counts.items())
+        raise UserError(_("the arrays differ in length or are empty"), told, _("every array needs one row an example"))
+    label, labels = _labels(np.zeros((n, 1), np.float32) if y is None else np.asarray(y))
+    for name, a in {**fields, "y": label}.items():
+        if a.dtype.kind == "f" and not np.isfinite(a).all():
+            found = _("first at row {n}").format(n=int(np.argwhere(~np.isfinite(a))[0][0]))
+            what = _("{name} has values that are not finite").format(name="x" if name == "columns" else name)
+            raise UserError(what, found, _("leave those rows out"))
+    digest = np.stack([digest_of(*(a[i] for a in fields.values())) for i in range(n)])
+    return Examples("columns", fields, label, labels, digest, np.zeros(n, np.uint8), [f"row {i}" for i in range(n)])
 
 
 def _labels(y: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """(n,) words, yes or no, or integers → classes; (n, K) integers → labels at once; floats → numbers."""
-    if y.dtype.kind in "USO" or (y.dtype == bool and y.ndim == 1):
+    kind = y.dtype.kind
+    if kind in "USO" or (kind == "b" and y.ndim == 1):
         names, label = np.unique(y.astype(str), return_inverse=True)
         return label.reshape(-1).astype(np.int64), [str(name) for name in names]
-    if y.dtype.kind not in "iufb":
+    if kind not in "iufb":
         raise UserError(_("y is neither numbers nor words"), str(y.dtype), _("classes as integers or words, numbers as floats"))
-    if y.dtype.kind in "iu" and y.ndim == 1:
-        if y.min() < 0:
-            raise UserError(_("y has a negative class"), str(y.min()), _("classes are 0, 1, 2, …"))
-        if y.max() > 1_000_000:
-            raise UserError(_("y has a class of very high number"), str(y.max()), _("number the classes from 0, or give their names"))
+    if kind in "iu" and y.ndim == 1:
+        if y.min() < 0 or y.max() > 1_000_000:
+            do = _("number the classes from 0, or give their names")
+            raise UserError(_("y has a class below 0 or above a million"), f"{y.min()} … {y.max()}", do)
         return y.astype(np.int64), [str(k) for k in range(int(y.max()) + 1)]
     wide = y.reshape(len(y), -1).astype(np.float32)
-    if y.dtype.kind in "iub" and not np.isin(y, (0, 1)).all():
-        raise UserError(
-            _("y with several columns of integers holds labels, each 0 or 1"),
-            str(np.setdiff1d(y, (0, 1))[:3].tolist()),
-            _("give floats for numbers"),
-        )
-    return wide, [str(k) for k in range(wide.shape[1])] if y.dtype.kind in "iub" else []
+    if kind == "f":
+        return wide, []
+    if not np.isin(y, (0, 1)).all():
+        what, found = _("y with several columns of integers holds labels, each 0 or 1"), str(np.setdiff1d(y, (0, 1))[:3].tolist())
+        raise UserError(what, found, _("give floats for numbers"))
+    return wide, [str(k) for k in range(wide.shape[1])]

@@ -1,6 +1,7 @@
 """`cloche generate`: text that goes on where a prompt ends, or pictures for a prompt."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 import re
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 
 from cloche.build import precision_of
 from cloche.config import Frozen, faults_of
-from cloche.data.chunk import Chunk
 from cloche.decode.text import continue_text, stream
 from cloche.errors import UserError
 from cloche.files import durable_write
@@ -44,35 +44,24 @@ def how_of(given: dict[str, str]) -> How:
         raise UserError(f"{key}: {wrong.wrong}", "", wrong.do, name="usage") from None
 
 
-def generate(
-    run: str | Path | Model, prompt: str = "", how: How | None = None, write: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
-    """Sample from a finished run.
-
-    Args:
-        write: is given the text piece by piece while it is made.
-    Returns: {"outputs": [{"prompt", "text" or "path"}]}.
-    Raises: UserError when the run's task makes nothing, or the prompt is longer than the net's context.
-    """
-    model, how = run if isinstance(run, Model) else load(run), how or How()
-    if model.task.face == "continues":
-        return {"outputs": [{"prompt": prompt, "text": _text(model, prompt, how, how.seed + i, write)} for i in range(how.n)]}
-    if model.task.face == "denoises":
-        return {"outputs": [{"prompt": prompt, "path": _pictures(model, prompt, how)}]}
-    told = _("it answers an input: cloche predict {run} INPUT").format(run=model.path)
-    raise UserError(_("{run} generates nothing: its task is {task}").format(run=model.path, task=model.recipe.task.kind), "", told)
+def generate(run: str | Path, prompt: str, how: How, write: Callable[[str], None]) -> dict[str, Any]:
+    """{"outputs": [{"prompt", "text" or "path"}]}; `write` is given the text piece by piece while it is made."""
+    model = load(run)
+    with torch.inference_mode(), precision_of(model.recipe).autocast(model.device):
+        if model.task.face == "continues":
+            return {"outputs": [{"prompt": prompt, "text": _text(model, prompt, how, how.seed + i, write)} for i in range(how.n)]}
+        if model.task.face == "denoises":
+            return {"outputs": [{"prompt": prompt, "path": _pictures(model, prompt, how)}]}
+    do = _("it answers an input: cloche predict {run} INPUT").format(run=model.path)
+    raise UserError(_("{run} generates nothing: its task is {task}").format(run=model.path, task=model.recipe.task.kind), "", do)
 
 
 def _text(model: Model, prompt: str, how: How, seed: int, write: Callable[[str], None]) -> str:
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.from_numpy(model.prepare.encode(prompt)["tokens"])[None].to(model.device)  # (1, T)
-    sampling = (how.temperature, how.top_k, how.top_p, generator, model.task.unknown)
-    pieces: Iterator[int] = continue_text(model.net, tokens, how.length, *sampling)
-    said = ""
-    with torch.inference_mode(), precision_of(model.recipe).autocast(model.device):
-        for piece in stream(pieces, model.prepare.decode):
-            write(piece)
-            said += piece
+    said, tokens = "", torch.from_numpy(model.prepare.encode(prompt)["tokens"])[None].to(model.device)  # (1, T)
+    sampling = (how.temperature, how.top_k, how.top_p, torch.Generator().manual_seed(seed), model.task.unknown)
+    for piece in stream(continue_text(model.net, tokens, how.length, *sampling), model.prepare.decode):
+        write(piece)
+        said += piece
     write("\n")
     return said
 
@@ -80,14 +69,8 @@ def _text(model: Model, prompt: str, how: How, seed: int, write: Callable[[str],
 def _pictures(model: Model, prompt: str, how: How) -> str:
     asked = {k: v for k in ("steps", "guidance") if (v := getattr(how, k)) is not None}
     task = model.recipe.task.model_copy(update=asked).build(model.prepare, model.facts)
-    data = model.prepare.gather([model.prepare.encode(prompt)] * how.n)
-    ids = torch.arange(how.seed, how.seed + how.n)  # each picture has a seed of its own
-    chunk = model.prepare.device(Chunk(data, ids, ids, torch.ones(how.n), torch.tensor(0), train=False).to(model.device))
-    with torch.inference_mode(), precision_of(model.recipe).autocast(model.device):
-        images = [answer["image"] for answer in task.answer(model.nets, chunk)]
+    chunk = model.chunk(model.prepare.gather([model.prepare.encode(prompt)] * how.n))
+    chunk = replace(chunk, ids=chunk.ids + how.seed)  # each picture has a seed of its own
     path = Path(how.out or (re.sub(r"[^\w-]+", "-", prompt).strip("-") or "generated") + ".png")
-    try:
-        durable_write(path, tiles(np.stack(images)))
-    except OSError as fault:
-        raise UserError(_("cannot write {path}").format(path=path), fault.strerror or "", _("choose another with --out")) from None
+    durable_write(path, tiles(np.stack([answer["image"] for answer in task.answer(model.nets, chunk)])))
     return str(path)

@@ -53,17 +53,15 @@ class Model:
 
     def predict(self, inputs: list[Any], batch: int = 256) -> list[dict[str, Any]]:
         """The answer for each input: a path, a file's bytes or an array of a picture; numbers for a row of columns."""
-        if getattr(self.task, "face", "") == "denoises":
-            told = _("cloche generate {run} PROMPT").format(run=self.path)
-            raise UserError(_("{run} draws pictures, it answers no input").format(run=self.path), "", told)
-        encoded = [self.prepare.encode(given) for given in inputs]
-        return [a for i in range(0, len(encoded), batch) for a in self._answer(encoded[i : i + batch])]
-
-    @torch.inference_mode()
-    def _answer(self, encoded: list[dict[str, np.ndarray]]) -> list[dict[str, Any]]:
-        precision, chunk = precision_of(self.recipe), self.chunk(self.prepare.gather(encoded))
-        with precision.autocast(self.device):
-            return self.task.answer(self.nets, precision.place(chunk))
+        if self.task.face == "denoises":
+            do = _("cloche generate {run} PROMPT").format(run=self.path)
+            raise UserError(_("{run} draws pictures, it answers no input").format(run=self.path), "", do)
+        precision, answers = precision_of(self.recipe), []
+        for i in range(0, len(inputs), batch):
+            chunk = self.chunk(self.prepare.gather([self.prepare.encode(given) for given in inputs[i : i + batch]]))
+            with torch.inference_mode(), precision.autocast(self.device):
+                answers += self.task.answer(self.nets, precision.place(chunk))
+        return answers
 
     def chunk(self, data: dict[str, Tensor]) -> Chunk:
         """Raw rows, as `gather` and a store give them, prepared as for evaluation."""
@@ -75,55 +73,43 @@ class Model:
         """The run's own data, or another source with this run's preparation and labels, all of it the test part."""
         if source is None and self.opened is not None:
             return self.opened
+        path = source or self.facts["source"]
+        what, do = _("the data of this run is not at {path} any more, or has changed since"), _("put it back, or give data of your own")
+        gone = UserError(what.format(path=path), "", do)
+        if source is None and path not in BUILTIN and not Path(path).exists():
+            raise gone
         if source is not None and (kind := kind_of(source)) != self.facts["kind"]:
-            raise UserError(
-                _("{path} is of another kind than this run's data").format(path=source),
-                _("{wanted} expected, {found} found").format(wanted=self.facts["kind"], found=kind),
-                _("give data of that kind, or train on this"),
-            )
-        if source is None and self.facts["source"] not in BUILTIN and not Path(self.facts["source"]).exists():
-            told = _("give an input of your own, or put the data back")
-            raise UserError(_("the data of this run is not at {path} any more").format(path=self.facts["source"]), "", told)
-        config = self.recipe.data.model_copy(update={"source": source or self.facts["source"]})
-        mine = self.recipe.model_copy(update={"data": config})
+            found = _("{wanted} expected, {found} found").format(wanted=self.facts["kind"], found=kind)
+            do = _("give data of that kind, or train on this")
+            raise UserError(_("{path} is of another kind than this run's data").format(path=source), found, do)
+        mine = self.recipe.but(data={"source": path})
         data = open_data(mine, self.device, prepare=self.prepare, foreign=True)
         if data.store.fingerprint == self.facts["fingerprint"]:  # also under another path: what was trained on is no test
             self.opened = open_data(mine, self.device, prepare=self.prepare, store=data.store)
             return self.opened
         if source is None:
-            raise UserError(
-                _("the data at {path} has changed since this run").format(path=config.source),
-                "",
-                _("name it as other data: --data {path}").format(path=config.source),
-            )
+            raise gone
         return self._as_test(data)
 
     def _as_test(self, data: Data) -> Data:
         """Labels of another source in this run's numbering; its own test part where it has one, else everything."""
         store, labels = data.store, list(self.prepare.labels)
-        strange = [name for name in store.labels if name not in labels]
-        if strange:
-            raise UserError(
-                _("this data has classes that the run does not know: {names}").format(names=listed(strange)),
-                _("it knows {names}").format(names=listed(labels, 12)),
-            )
+        if strange := [name for name in store.labels if name not in labels]:
+            what = _("this data has classes that the run does not know: {names}").format(names=listed(strange))
+            raise UserError(what, _("it knows {names}").format(names=listed(labels, 12)))
         if labels and store.labels and not self.facts["multi"]:
             store.label = np.array([labels.index(name) for name in store.labels], np.int64)[store.label]
             store.fields["label"] = torch.from_numpy(store.label).to(self.device)
-        official = np.flatnonzero(store.part == TEST)
-        data.rows = {
-            "train": np.empty(0, np.int64),
-            "validation": np.empty(0, np.int64),
-            "test": official if len(official) else np.arange(store.n),
-        }
+        none, official = np.empty(0, np.int64), np.flatnonzero(store.part == TEST)
+        data.rows = {"train": none, "validation": none, "test": official if len(official) else np.arange(store.n)}
         return data
 
     def evaluate(self, data: str | None = None) -> dict[str, Any]:
         """The figures on the run's own judged part, or on other data: {"part", "metrics", "interval", "baseline", "n", …}."""
         if data is None:
             return self.results
-        opened = self.data(data)
-        return judged(self.task, self.nets, opened, precision_of(self.recipe), self.recipe.train.test_batch, self.results["baseline_of"])
+        precision, batch = precision_of(self.recipe), self.recipe.train.test_batch
+        return judged(self.task, self.nets, self.data(data), precision, batch, self.results["baseline_of"])
 
 
 class Judge(nn.Module):
@@ -146,10 +132,9 @@ def judged(task: Task, nets: Nets, data: Data, precision: Precision, batch: int,
     more, samples = judge(nets, task, part, precision, batch)
     sums |= more
     figures = task.figures(sums)
-    headline = getattr(task, "headline", task.choose[0])
-    name = headline if headline in figures else task.choose[0]
+    name = task.headline if task.headline in figures else task.choose[0]
     train = data.part("train") if len(data.rows["train"]) else None
-    simpler = task.baselines(known, part, train) if name == headline and hasattr(task, "baselines") else {}
+    simpler = task.baselines(known, part, train) if name == task.headline and hasattr(task, "baselines") else {}
     baselines = {k: f.value for k, f in simpler.items() if math.isfinite(f.value)}
     best = max(baselines, key=lambda k: baselines[k] * (1 if name in HIGHER else -1), default="")
     out: dict[str, Any] = {
@@ -181,27 +166,19 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
     path = Path(run)
     recipe, facts, prepare = read(path)
     if (recipe.net.kind == "module" and module is None) or (recipe.task.kind == "own" and task is None):
-        raise UserError(
-            _("{path} was trained on your own module {name}, whose code is not in the folder").format(path=path, name=recipe.net.name),
-            "",
-            _("in Python: cloche.load({path!r}, module=YourModule()).predict(rows)").format(path=str(path)),
-        )
+        what = _("{path} was trained on your own module {name}, whose code is not in the folder").format(path=path, name=recipe.net.name)
+        raise UserError(what, "", _("in Python: cloche.load({path!r}, module=YourModule()).predict(rows)").format(path=str(path)))
     if task is None:
         recipe, task = task_of(recipe, prepare, facts)
     nets = {"net": module} if module is not None else nets_of(recipe, task)
     weights, _more = files.read_tensors(path / "model.safetensors")
-    try:
-        for name, net in nets.items():
-            net.load_state_dict({k.removeprefix(f"{name}/"): t for k, t in weights.items() if k.startswith(f"{name}/")})
-    except RuntimeError as fault:
-        raise UserError(
-            _("the weights in {path} do not fit this net").format(path=path),
-            str(fault).splitlines()[-1].strip(),
-            _("give the module that was trained"),
-            code=FAILED,
-        ) from None
     where = device_of(device)
-    for net in nets.values():
+    for name, net in nets.items():
+        try:
+            net.load_state_dict({k.removeprefix(f"{name}/"): t for k, t in weights.items() if k.startswith(f"{name}/")})
+        except RuntimeError as fault:
+            what, found = _("the weights in {path} do not fit this net").format(path=path), str(fault).splitlines()[-1].strip()
+            raise UserError(what, found, _("give the module that was trained"), code=FAILED) from None
         net.to(where).eval()
         if module is None:  # a person's own stays trainable
             net.requires_grad_(False)
@@ -211,41 +188,31 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
 
 def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
     """The recipe, facts and preparation of a finished run, each file checked against the manifest."""
-    if not path.is_dir():
-        beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        near = nearest(path.name, beside)
-        if path.exists():
-            raise UserError(_("{path} is a file, not a run folder").format(path=path), "", _("Give a folder that cloche train left."))
-        do = (
-            _("train it first: cloche train {name}").format(name=path)
-            if str(path) in shipped()
-            else _("runs are in runs/; train one with cloche train RECIPE")
-        )
-        raise UserError(
-            _("there is no run folder {path}").format(path=path), _('the nearest name is "{near}"').format(near=near) if near else "", do
-        )
+    if path.exists() and not path.is_dir():
+        raise UserError(_("{path} is a file, not a run folder").format(path=path), "", _("Give a folder that cloche train left."))
+    if not path.exists():
+        near = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else [])
+        found = _('the nearest name is "{near}"').format(near=near) if near else ""
+        do = _("train it first: cloche train {name}").format(name=path if str(path) in shipped() else "RECIPE")
+        raise UserError(_("there is no run folder {path}").format(path=path), found, do)
     if (path / "facts.json").exists() and not (path / "manifest.json").exists():
-        raise UserError(
-            _("the run {path} is not finished").format(path=path), "", _("type the command that began it: it goes on where it was")
-        )
+        do = _("type the command that began it: it goes on where it was")
+        raise UserError(_("the run {path} is not finished").format(path=path), "", do)
     try:
         files.check_manifest(path, KIND, newest_format=FORMAT)
     except UserError as fault:
         fault.do = fault.do or _("Give a folder that cloche train left, or put back from a copy what lacks.")
         raise
     recipe = parse(tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8")))
-    facts = files.read_json(path / "facts.json")
-    prepare = read_prepare(path)
-    return recipe, facts, prepare
+    return recipe, files.read_json(path / "facts.json"), read_prepare(path)
 
 
 def read_prepare(path: Path) -> Any:
     """The preparation in a run folder, finished or not. Raises: UserError "damaged" when it is none."""
     stored = files.read_json(path / "prepare.json")
-    kind = stored.get("kind") if isinstance(stored, dict) else None
     try:
-        return KINDS[kind].prepare.model_validate_json(json.dumps(stored))
-    except (KeyError, ValueError):
+        return KINDS[stored["kind"]].prepare.model_validate_json(json.dumps(stored))
+    except (KeyError, TypeError, ValueError):
         what = _("damaged: {path}").format(path=path / "prepare.json")
         raise UserError(what, _("it is no preparation"), _("start anew with --again"), code=FAILED, name="damaged") from None
 

@@ -18,18 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from cloche import files
 from cloche.build import Data, precision_of
-from cloche.data.chunk import Chunk
 from cloche.tasks.classify import Classify
 from cloche.tasks.metrics import NAMES, SHARES, given, told
 from cloche.tasks.regress import Regress
-from cloche.training.precision import Precision
 from cloche.training.run import read_events
 from cloche.use import draw, story
 from cloche.use.explain.inside import inside
+from cloche.use.explain.layers import layer_table
 from cloche.use.model import Model, read
 from cloche.words import _, _n, duration, language, listed, number, percent
 
@@ -38,26 +36,25 @@ INSIDE = Path("report", "inside.json")  # of a run
 
 @torch.inference_mode()
 def extras(model: Model) -> dict[str, Any]:
-    """What the page needs of the net and the rows, compact enough for results.json.
-
-    Returns: counts, training examples of each class; wrong, the worst of the wrong answers, with pictures; plane, the answers over the
-        range of one or two columns.
-    """
-    data, task, results, precision = model.data(), model.task, model.results, precision_of(model.recipe)
-    store, known, worst = data.store, isinstance(task, Classify | Regress), results["worst"] if isinstance(task, Classify | Regress) else []
+    """For results.json: the counts of classes, the worst of the wrong answers, the answers over the range of one or two columns."""
+    data, task, store = model.data(), model.task, model.data().store
     out: dict[str, Any] = {"wrong": []}
     if store.labels:
         train = store.label[data.rows["train"]]
         out["counts"] = (train.sum(0) if train.ndim == 2 else np.bincount(train, minlength=len(store.labels))).astype(int).tolist()
+    if not isinstance(task, Classify | Regress):
+        return out
+    worst = model.results["worst"]
     ids = np.array([w["ids"] for w in worst], np.int64)
-    images = replace(data.part("test"), ids=ids).take(np.arange(len(ids))).data.get("image", [None] * len(ids)) if worst else []
-    for w, true, x in zip(worst, store.label[ids].reshape(len(ids), -1) if worst else (), images, strict=True):
-        if known and len(true) == 1 and true[0] != w["predicted"]:
+    images = replace(data.part("test"), ids=ids).take(np.arange(len(ids))).data.get("image", [None] * len(ids))
+    for w, true, x in zip(worst, store.label[ids].reshape(len(ids), -1), images, strict=True):
+        if len(true) == 1 and true[0] != w["predicted"]:
             image = "" if x is None else b64encode(draw.picture(data.prepare.pixels_of(x))).decode()
             out["wrong"].append({**w, "true": round(float(true[0]), 5), "image": image})
-    shape, judged = tuple(store.fields["columns"].shape[1:]) if known and "columns" in store.fields else (), data.rows[results["part"]]
+    shape = store.fields["columns"].shape[1:] if "columns" in store.fields else ()
     if shape == (1,) or (shape == (2,) and store.label.ndim == 1):
-        out["plane"] = _plane(data, model.net, task, precision, judged[:: -(-len(judged) // 500)])
+        rows = data.rows[model.results["part"]]
+        out["plane"] = _plane(model, data, rows[:: -(-len(rows) // 500)])
     return out
 
 
@@ -68,18 +65,16 @@ def draw_inside(model: Model) -> None:
     files.write_json(model.path / INSIDE, {title: draw.svg(f) for title, f in inside(model, None)[2].items()})
 
 
-def _plane(data: Data, net: nn.Module, task: Any, precision: Precision, ids: np.ndarray) -> dict[str, Any]:
+def _plane(model: Model, data: Data, ids: np.ndarray) -> dict[str, Any]:
     """Answers on an even grid over the range of the columns, and at the rows `ids`."""
     columns, label = data.store.fields["columns"].float().cpu().numpy(), data.store.label[ids]
     low, high = columns.min(0), columns.max(0)
     margin, many = 0.06 * (high - low), 120 if len(low) == 2 else 200
     ends = [np.linspace(a, b, many) for a, b in zip(low - margin, high + margin, strict=True)]
     x = torch.from_numpy(np.concatenate([np.stack(np.meshgrid(*ends), -1).reshape(-1, len(ends)), columns[ids]]).astype(np.float32))
-    at = torch.arange(len(x))
-    chunk = data.prepare.device(Chunk({"columns": x}, at, at, torch.ones(len(x)), at[0], False).to(data.device))
-    with precision.autocast(data.device):
-        y = net(given(chunk)).float()
-    y = (task.probabilities(y) if isinstance(task, Classify) else y.reshape(len(y), -1)).nan_to_num().cpu().numpy()
+    with precision_of(model.recipe).autocast(data.device):
+        y = model.net(given(model.chunk({"columns": x}))).float()
+    y = (model.task.probabilities(y) if isinstance(model.task, Classify) else y.reshape(len(y), -1)).nan_to_num().cpu().numpy()
     y, mine = y[: -len(ids)], y[-len(ids) :]
     out = {"box": [round(float(v), 5) for e in ends for v in (e[0], e[-1])], "x": np.round(columns[ids], 4).T.tolist()}
     if len(ends) == 2:  # a byte each: a list of numbers takes ten times the room
@@ -109,10 +104,8 @@ def verdict(epochs: list[dict[str, Any]], results: dict[str, Any] | None = None)
     held = v[kept] if v else r.get("metrics", {}).get("loss") if r.get("part") == "test" else None
     fell = [1 - m[-1] / m[-1 - f] for m in (tm, vm) if m and m[-1 - f] - m[-1] > max(0.01 * m[-1 - f], 0.05 * (m[0] - m[-1]))]
     known = r.get("headline") in ("accuracy", "mse")  # baselines in the unit of the loss, or of what the log tells
-    base, score = (
-        (r.get("baseline") or {}).get("value") if known else None,
-        max(epochs[-1].get(k, -1.0) for k in ("train_right", "validation_accuracy")),
-    )
+    base = (r.get("baseline") or {}).get("value") if known else None
+    score = max(epochs[-1].get(k, -1.0) for k in ("train_right", "validation_accuracy"))
     way = 1.0 if base is None else (score - base) / (1 - base) if score >= 0 and base < 1 else 1 - tm[-1] / base if base else 1.0
     whose = _("the validation loss") if v else _("the test loss (there is no validation part)")
     rose = lambda a, m, part: m[-1] - min(m) > max(part * abs(min(m)), 0.02 * abs(a[0]))  # noqa: E731
@@ -158,15 +151,21 @@ def write_report(path: Path) -> Path:
     facts, r = (files.read_json(path / f"{name}.json") for name in ("facts", "results"))
     labels, epochs = facts["labels"], [e for e in events if e["kind"] == "epoch"]
     words = _words(path, tomllib.loads(recipe), facts, r) | dict(zip(("verdict", "evidence"), verdict(epochs, r), strict=True))
-    words["cores"] = _n("{n} thread", "{n} threads", facts["threads"]).format(n=facts["threads"])
-    values = {k: escape(str(v)) for k, v in words.items()} | {"recipe": escape(recipe), "course": _course(epochs, events, r)}
-    values |= _field(r["extras"].get("plane", {}), labels) | _tables(r, labels)
-    values |= {"confusion": _confusion(r.get("confusion") or [], labels), "wrong": _wrong(r["extras"]["wrong"], labels)}
-    values["samples"] = _samples(r["samples"])
-    drawn = path / INSIDE
-    figures = files.read_json(drawn, limit_bytes=64 << 20).items() if drawn.exists() else ()
+    drawn = files.read_json(path / INSIDE, limit_bytes=64 << 20) if (path / INSIDE).exists() else {}
     frame = '<figure><figcaption class="line">{title}</figcaption>{figure}</figure>'
-    values["inside"] = "".join(frame.format(title=escape(title), figure=figure) for title, figure in figures)
+    pairs = [(s["name"], s["true"], s["answer"]["text"]) for s in r["samples"]]
+    samples = [[name, true, said, "" if true == said else "✗"] for name, true, said in pairs]
+    values = {k: escape(str(v)) for k, v in words.items()} | _field(r["extras"].get("plane", {}), labels)
+    values |= {
+        "recipe": escape(recipe),
+        "course": _course(epochs, events, r),
+        "layers": _table(layer_table(r["layers"]), "names"),
+        "per_class": _classes(r["per_class"], r["extras"]["counts"], labels) if "per_class" in r else "",
+        "confusion": _confusion(r.get("confusion") or [], labels),
+        "samples": _table([[_("example"), _("true"), _("answered"), ""], *samples], "names"),
+        "wrong": _wrong(r["extras"]["wrong"], labels),
+        "inside": "".join(frame.format(title=escape(title), figure=figure) for title, figure in drawn.items()),
+    }
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     page = re.sub(r"<!--if (\w+)-->(.*?)<!--/if-->", lambda m: m[2] if values[m[1]] else "", page, flags=re.DOTALL)
     page = re.sub(r'_\("([^"]*)"\)', lambda m: escape(_(m[1])).replace("$", "$$"), page)
@@ -177,55 +176,47 @@ def write_report(path: Path) -> Path:
 
 def _words(path: Path, recipe: dict[str, Any], facts: dict[str, Any], r: dict[str, Any]) -> dict[str, Any]:
     """The words and numbers of the page that differ between runs, as text."""
-    name, (low, high), base, net, s = r["headline"], r["interval"], r.get("baseline"), recipe["net"], r.get("speed")
-    labels, left, show, parts = facts["labels"], facts["left_out"], lambda v: told(name, v), facts["parts"]
-    measured = _("{name} on the {part} part")
-    ended = {"low": "", "high": ""} if low is None else {"low": show(low), "high": show(high)}
-    value = lambda k, v: told(k, v) if k in SHARES else short(v)  # noqa: E731
-    others = [f"{NAMES.get(k, k.replace('_', ' '))} {value(k, v)}" for k, v in r["metrics"].items() if k != name]
-    speed = {"speed": ""} if not s else {
-        "speed": number(s["examples_per_s"]), "share": percent(s["share_of_limit"], 0), "wait": percent(s["waiting_frac"], 0),
-        "limit": number(s["limit_flops_per_s"] / 1e9)}  # fmt: skip
+    name, (low, high), net = r["headline"], r["interval"], recipe["net"]
+    labels, left = facts["labels"], facts["left_out"]
+    ends = {"low": "", "high": ""} if low is None else {"low": told(name, low), "high": told(name, high)}
+    others = {k: told(k, v) if k in SHARES else short(v) for k, v in r["metrics"].items() if k != name}
+    speed = {"speed": number(s["examples_per_s"]), **story.speed(s)} if (s := r["speed"]) else {"speed": ""}
     return {
-        **recipe["train"], **facts, **ended, **speed, "lang": language(), "title": path.resolve().name, "path": shlex.quote(str(path)),
-        "score": show(r["metrics"][name]), "measured": measured.format(name=NAMES.get(name, name), part=story.part_name(r["part"])),
-        "baseline": story.beside(r), "others": " · ".join(others),
+        **recipe["train"], **facts, **ends, **speed, "lang": language(), "title": path.resolve().name, "path": shlex.quote(str(path)),
+        "score": told(name, r["metrics"][name]),
+        "measured": _("{name} on the {part} part").format(name=NAMES.get(name, name), part=story.part_name(r["part"])),
+        "baseline": story.beside(r), "others": " · ".join(f"{NAMES.get(k, k.replace('_', ' '))} {v}" for k, v in others.items()),
         "scale": "1" if name in SHARES and low is not None else "", "p": r["metrics"][name], "a": low, "b": high,
-        "c": base["value"] if base else 0, "n": number(r["n"]), "hardest": story.hardest(r, labels), "all": number(facts["n"]),
+        "c": (r.get("baseline") or {"value": 0})["value"], "n": number(r["n"]), "hardest": story.hardest(r, labels),
+        "all": number(facts["n"]),
         "parameters": number(facts["parameters"]), "task": recipe["task"]["kind"], "net": net.get("name", net["kind"]),
         "module": net.get("name", ""), "command": not net.get("name") or "",
-        "parts": " + ".join(f"{story.part_name(k)} {number(n)}" for k, n in parts.items() if n),
+        "parts": " + ".join(f"{story.part_name(k)} {number(n)}" for k, n in facts["parts"].items() if n),
         "classes": f"{len(labels)}: {listed(labels, 24)}" if labels else "",
         "left": f"{len(left)}: {listed((f'{file} ({why})' for file, why in left), 5)}" if left else "",
         "time": duration(r["seconds"]), "steps": number(r["steps"]), "best": number(r["best_step"]),
+        "cores": _n("{n} thread", "{n} threads", facts["threads"]).format(n=facts["threads"]),
     }  # fmt: skip
 
 
-def _table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
-    line = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"  # noqa: E731
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table class="{kind}"><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>' if rows else ""
+def _table(rows: list[list[str]], kind: str = "") -> str:
+    """The first row is the head; nothing where there is no other."""
+    head, *body = ("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    head, text = head.replace("td>", "th>"), "".join(body)
+    return f'<div class="scroll"><table class="{kind}"><thead>{head}</thead><tbody>{text}</tbody></table></div>' if body else ""
 
 
-def _tables(r: dict[str, Any], labels: list[str]) -> dict[str, str]:
-    """The layers and the classes."""
-    unit, per = ("MFLOP", 1e6) if sum(w["flops"] for w in r["layers"]) > 1e6 else ("kFLOP", 1e3)
-    shown = lambda w: (number(w["params"]), number(w["flops"] / per, 1), number(w["bytes"] / 1e3, 1), w["sees"])  # noqa: E731
-    rows = [[w["name"], w["does"], ", ".join(map(str, w["output"])), *shown(w)] for w in r["layers"]]
-    layers = _table([_("layer"), _("does"), _("output (B, …)"), _("parameters"), unit, "kB", _("sees")], rows, "names")
-    found = r.get("per_class") or {"precision": [], "recall": [], "f1": [], "support": []}
-    t = [map(percent, found[k]) for k in ("precision", "recall", "f1")]
-    t += [map(number, n) for n in (found["support"], r["extras"].get("counts", []))]
-    head = [_("class"), _("precision"), _("recall"), _("F1"), _("examples"), _("trained on")]
-    return {"layers": layers, "per_class": _table(head, [list(row) for row in zip(labels, *t, strict=False)])}
+def _classes(table: dict[str, Any], counts: list[int], labels: list[str]) -> str:
+    head, *rows = story.class_table(table, labels)
+    return _table([[*head, _("trained on")], *([*row, number(n)] for row, n in zip(rows, counts, strict=True))])
 
 
 def _confusion(matrix: list[list[int]], labels: list[str]) -> str:
     """A table of up to 60 classes, with numbers up to 20; beyond that the 30 errors that happen most often."""
     k, body, head = len(labels), "", "".join(f"<th><span>{escape(name)}</span></th>" for name in labels)
     if k > 60 or not matrix:
-        pairs = sorted(((n, t, p) for t, row in enumerate(matrix) for p, n in enumerate(row) if n and t != p), reverse=True)[:30]
-        return _table([_("true"), _("answered"), _("examples")], [[labels[t], labels[p], number(n)] for n, t, p in pairs])
+        errors = sorted(((n, t, p) for t, row in enumerate(matrix) for p, n in enumerate(row) if n and t != p), reverse=True)[:30]
+        return _table([[_("true"), _("answered"), _("examples")], *([labels[t], labels[p], number(n)] for n, t, p in errors)])
     for t, row in enumerate(matrix):
         body += f"<tr><th>{escape(labels[t])}</th>"
         for p, n in enumerate(row):
@@ -239,36 +230,30 @@ def _confusion(matrix: list[list[int]], labels: list[str]) -> str:
 def _wrong(wrong: list[dict[str, Any]], labels: list[str]) -> str:
     """Pictures with what is true and what was answered; a table where there are none."""
     name = lambda v: labels[int(v)] if labels else short(v)  # noqa: E731
+    answers = [(name(w["true"]), name(w["predicted"])) for w in wrong]
     if not any(w["image"] for w in wrong):
-        return _table([_("example"), _("true"), _("answered")], [[w["name"], name(w["true"]), name(w["predicted"])] for w in wrong[:12]])
+        rows = [[w["name"], *pair] for w, pair in zip(wrong[:12], answers, strict=False)]
+        return _table([[_("example"), _("true"), _("answered")], *rows])
     tiles, said = "", _("true {true}, answered\u00a0{answer} ({share})")
-    for w in wrong:
-        text = said.format(true=name(w["true"]), answer=name(w["predicted"]), share=percent(w["probability"], 0))
+    for w, (true, answer) in zip(wrong, answers, strict=True):
+        text = said.format(true=true, answer=answer, share=percent(w["probability"], 0))
         image = f'<img alt="{escape(w["name"])}" title="{escape(w["name"])}" src="data:image/png;base64,{escape(w["image"])}">'
         tiles += f"<li>{image}{escape(text)}</li>"
     return f'<ul class="tiles">{tiles}</ul>'
 
 
-def _samples(samples: list[dict[str, Any]]) -> str:
-    """What was asked, what ought to come out, and what came out."""
-    said = [s["answer"]["text"] for s in samples]
-    rows = [[s["name"], s["true"], text, "" if s["true"] == text else "✗"] for s, text in zip(samples, said, strict=True)]
-    return _table([_("example"), _("true"), _("answered"), ""], rows, "names")
-
-
 def _course(epochs: list[dict[str, Any]], events: list[dict[str, Any]], r: dict[str, Any]) -> str:
-    """Loss and accuracy by epoch; the loss of single steps faint behind."""
+    """Loss and accuracy by epoch; the loss of up to 400 single steps faint behind."""
     steps, at, x = [e for e in events if e["kind"] == "step"], [0, *(e["step"] for e in epochs)], range(1, len(epochs) + 1)
-    few = max(1, len(steps) // 400)  # so many lines of the log become one point
-    thin = [(g[-1]["step"], fmean(e["loss"] for e in g)) for g in (steps[i : i + few] for i in range(0, len(steps), few))]
-    faint = (np.interp([step for step, _loss in thin], at, range(len(at))), [loss for _step, loss in thin]) if thin else None
+    thin = steps[:: -(-len(steps) // 400) or 1]
+    faint = (np.interp([e["step"] for e in thin], at, range(len(at))), [e["loss"] for e in thin]) if thin else None
     kept = next((i for i in x if at[i] == r["best_step"] != r["steps"]), None)
-    more = {_("loss"): ("train_loss", "validation_loss", {"faint": faint})}
-    more[_("accuracy")] = ("train_right", "validation_accuracy", {"level": (r.get("baseline") or {}).get("value")})
-    figures = []
-    for title, (train, validation, how) in more.items():
-        names = {_("train"): train, _("validation"): validation}
-        lines = {name: (x, [e[k] for e in epochs]) for name, k in names.items() if all(k in e for e in epochs)}
+    level, figures = (r.get("baseline") or {}).get("value"), []
+    loss = (_("loss"), ("train_loss", "validation_loss"), {"faint": faint})
+    right = (_("accuracy"), ("train_right", "validation_accuracy"), {"level": level})
+    for title, keys, how in (loss, right):
+        named = zip((_("train"), _("validation")), keys, strict=True)
+        lines = {name: (x, [e[k] for e in epochs]) for name, k in named if all(k in e for e in epochs)}
         figures += ["<figure>" + draw.svg(draw.curves(lines, _("epoch"), title, kept=kept, **how)) + "</figure>"] if lines else []
     return "".join(figures)
 

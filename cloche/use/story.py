@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from cloche.build import Data
-from cloche.config import show
+from cloche.config import Port, show
 from cloche.data.kinds import KINDS
 from cloche.data.read.builtin import BUILTIN
 from cloche.data.read.folder import shown
 from cloche.recipe import Recipe
-from cloche.tasks.metrics import NAMES, SHARES, told
+from cloche.tasks.metrics import NAMES, told
 from cloche.use.model import Model
 from cloche.words import _, _n, duration, listed, number, percent
 
@@ -31,10 +31,8 @@ def opening(name: str, recipe: Recipe, data: Data, facts: dict[str, Any]) -> str
         counts = np.bincount(store.label, minlength=len(labels)) if store.label.ndim == 1 else store.label.sum(0)
         lines.append((_("classes"), " · ".join(f"{shown(label)} {number(n)}" for label, n in zip(labels, counts, strict=True))))
     if store.left_out:
-        n, (file, why) = len(store.left_out), store.left_out[0]
-        text = _n("{n} unreadable: {first}", "{n} unreadable: {first}{more}", n)
-        more = _(" and {n} more").format(n=n - 1) if n > 1 else ""
-        lines.append((_("left out"), text.format(n=number(n), first=f"{file} ({why})", more=more)))
+        files = listed((f"{file} ({why})" for file, why in store.left_out), 1)
+        lines.append((_("left out"), _("{n} unreadable: {files}").format(n=number(len(store.left_out)), files=files)))
     if store.notes.get("turned"):
         lines.append((_("turned"), _("{n} upright by their EXIF mark").format(n=number(store.notes["turned"]))))
     if same := facts["twins"]:
@@ -72,31 +70,37 @@ def closing(model: Model) -> str:
     r, name = model.results, model.results["headline"]
     text = f"{NAMES.get(name, name)} {told(name, r['metrics'][name])}"
     if r["interval"][0] is not None:
-        low, high = (number(100 * v, 1) if name in SHARES else number(v, 4) for v in r["interval"])
+        low, high = (told(name, v).removesuffix("\u00a0%") for v in r["interval"])
         text += _("  (95 % interval {low}–{high}, n = {n}, seed {seed})").format(low=low, high=high, n=number(r["n"]), seed=r["seed"])
     lines = [(part_name(r["part"]), text)]
-    if r.get("baselines"):
-        line, hard = beside(r), hardest(r, model.facts["labels"])
-        lines.append(("", line + (f"      {hard}" if hard else "")))
+    if r["baselines"]:
+        lines.append(("", f"{beside(r)}      {hardest(r, model.facts['labels'])}".rstrip()))
     if s := r["speed"]:
-        used, limit = number(s["flops_per_s"] / 1e9, 0 if s["flops_per_s"] > 1e10 else 1), number(s["limit_flops_per_s"] / 1e9)
-        shares = {"share": percent(s["share_of_limit"], 0), "wait": percent(s["waiting_frac"], 0)}
         text = _("{share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait}")
-        lines.append((_("speed"), text.format(used=used, limit=limit, **shares)))
+        lines.append((_("speed"), text.format(**speed(s))))
     out = [f"{key:<10} {text}" for key, text in lines]
     head, run = _("{run} in {time}").format(run=shown(model.path), time=duration(r["seconds"])), shown(shlex.quote(str(model.path)))
-    sample = KINDS[model.facts["kind"]].sample
-    if sample.startswith('"') and model.recipe.data.source not in BUILTIN:  # words of our own mean nothing to a person's data
-        sample = '"…"'
-    sample = sample or '"' + " ".join(["0.5"] * math.prod(model.prepare.port.shape)) + '"'
-    verb = "generate" if getattr(model.task, "face", "") in ("continues", "denoises") else "predict"
+    given = sample(model.facts["kind"], model.prepare.port, model.recipe.data.source)
+    verb = "generate" if model.task.face in ("continues", "denoises") else "predict"
     ways = (
         (_("look"), model.path / "report" / "index.html"),
         (_("inside"), f"cloche explain {run}"),
-        (_("try"), f"cloche {verb} {run} {sample}"),
+        (_("try"), f"cloche {verb} {run} {given}"),
     )
     out += [f"{'' if i else head:<{len(head)}}   {key:<6} {way}" for i, (key, way) in enumerate(ways)]
     return "\n".join(out)
+
+
+def speed(s: dict[str, float]) -> dict[str, str]:
+    used, limit = s["flops_per_s"] / 1e9, s["limit_flops_per_s"] / 1e9
+    shares = {"share": percent(s["share_of_limit"], 0), "wait": percent(s["waiting_frac"], 0)}
+    return shares | {"used": number(used, 0 if used > 10 else 1), "limit": number(limit)}
+
+
+def sample(kind: str, port: Port, source: str) -> str:
+    """An input to try a command with; words of our own mean nothing to a person's data."""
+    given = KINDS[kind].sample or f'"{" ".join(["0.5"] * math.prod(port.shape))}"'
+    return '"…"' if KINDS[kind].sample.startswith('"') and source not in BUILTIN else given
 
 
 def beside(results: dict[str, Any]) -> str:
@@ -109,26 +113,21 @@ def hardest(results: dict[str, Any], labels: list[str]) -> str:
     matrix = results.get("confusion")
     if not matrix:
         return ""
-    pairs = [(row[p], t, p, sum(row)) for t, row in enumerate(matrix) for p in range(len(row)) if p != t and row[p]]
-    if not pairs:
-        return _("none was wrong")
-    n, true, predicted, total = max(pairs)
-    return _("hardest: {true}, read as {predicted} in {n} of {total}").format(
-        true=shown(labels[true]), predicted=shown(labels[predicted]), n=n, total=total
-    )
+    errors = ((n, t, p, sum(row)) for t, row in enumerate(matrix) for p, n in enumerate(row) if p != t)
+    n, true, predicted, total = max(errors, default=(0, 0, 0, 0))
+    said = _("hardest: {true}, read as {predicted} in {n} of {total}") if n else _("none was wrong")
+    return said.format(true=shown(labels[true]), predicted=shown(labels[predicted]), n=n, total=total)
 
 
 def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str, Any]:
     """Mean ± sd over folds or seeds, and each one."""
-    names = [k for k in results[0]["metrics"] if all(k in r["metrics"] for r in results)]
-    mean = {k: statistics.fmean(r["metrics"][k] for r in results) for k in names}
-    sd = {k: statistics.stdev(r["metrics"][k] for r in results) for k in names}
+    values = {k: [r["metrics"][k] for r in results] for k in results[0]["metrics"] if all(k in r["metrics"] for r in results)}
     return {
         "run": str(parent),
         "by": unit,
         "headline": results[0]["headline"],
-        "metrics": mean,
-        "sd": sd,
+        "metrics": {k: statistics.fmean(v) for k, v in values.items()},
+        "sd": {k: statistics.stdev(v) for k, v in values.items()},
         "each": [r["metrics"] for r in results],
         "n": sum(r["n"] for r in results) if unit == "fold" else results[0]["n"],
         "seconds": sum(r["seconds"] for r in results),
@@ -137,27 +136,20 @@ def summary(parent: Path, results: list[dict[str, Any]], unit: str) -> dict[str,
 
 def card(name: str, recipe: Recipe, facts: dict[str, Any], results: dict[str, Any]) -> str:
     """The model card, README.md of a run."""
-    low, high = results["interval"]
+    name_of, (low, high) = NAMES.get(results["headline"], ""), results["interval"]
     lines = [
         _("Trained by cloche {cloche} with PyTorch {torch}."),
         _("Data: {source}, {n} examples, fingerprint {fingerprint}."),
         _("Net: {kind}, {parameters} parameters. Task: {task}."),
         _("Answers: {answers}.") if facts["labels"] else "",
         _("Measured on the part {part}, n = {judged}, seed {seed}."),
-        "" if low is None else _("95 % interval of {name}: {low}–{high}."),
+        "" if low is None else _("95 % interval of {name}: {low}–{high}.").format(name=name_of, low=number(low, 4), high=number(high, 4)),
     ]
-    given = {
-        **facts,
-        "source": recipe.data.source,
-        "kind": recipe.net.kind,
-        "task": recipe.task.kind,
-        "answers": listed(facts["labels"], 12),
-    }
-    given |= {"part": part_name(results["part"]), "judged": results["n"], "seed": results["seed"]}
-    given |= {} if low is None else {"name": NAMES.get(results["headline"], ""), "low": number(low, 4), "high": number(high, 4)}
-    lines = [line.format(**given) for line in lines if line]
+    given = facts | {"source": recipe.data.source, "kind": recipe.net.kind, "task": recipe.task.kind}
+    given |= {"answers": listed(facts["labels"], 12), "part": part_name(results["part"]), "judged": results["n"], "seed": results["seed"]}
+    said = "\n\n".join(line.format(**given) for line in lines if line)
     rows = "\n".join(f"| {k} | {number(v, 4)} |" for k, v in results["metrics"].items())
-    return f"# {shown(name)}\n\n" + "\n\n".join(lines) + f"\n\n| | |\n|---|---|\n{rows}\n"
+    return f"# {shown(name)}\n\n{said}\n\n| | |\n|---|---|\n{rows}\n"
 
 
 def plain(model: Model, results: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -167,28 +159,34 @@ def plain(model: Model, results: dict[str, Any] | None = None) -> dict[str, Any]
     return {"run": str(model.path), "task": model.recipe.task.kind, **{k: r[k] for k in keys if k in r}}
 
 
+def columns(cells: list[list[str]], left: int) -> list[str]:
+    """Rows of text with aligned columns, the first `left` of them to the left, the others to the right."""
+    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(f"{c:{'<' if i < left else '>'}{wide[i]}}" for i, c in enumerate(row)).rstrip() for row in cells]
+
+
+def class_table(table: dict[str, Any], labels: list[str]) -> list[list[str]]:
+    """The head, then a row for each class."""
+    shares = zip(*(map(percent, table[k]) for k in ("precision", "recall", "f1")), strict=True)
+    rows = [[label, *three, number(n)] for label, three, n in zip(labels, shares, table["support"], strict=True)]
+    return [[_("class"), _("precision"), _("recall"), _("F1"), _("examples")], *rows]
+
+
 def figures_text(model: Model, results: dict[str, Any]) -> str:
     """The figures, then precision, recall and F1 of each class, then the confusion matrix."""
     lines = [f"{part_name(results['part'])} · n = {number(results['n'])}"]
     lines += [f"  {k:<20} {number(v, 4)}" for k, v in results["metrics"].items()]
-    if results.get("baseline"):
-        lines += [f"  {shown(k)}: {number(v, 4)}" for k, v in results["baselines"].items()]
-    table, labels = results.get("per_class"), [shown(label) for label in model.facts["labels"]]
-    if table:
-        wide = max(10, *(len(label) for label in labels))
-        lines.append(f"\n  {_('class'):<{wide}} {_('precision'):>10} {_('recall'):>8} {_('F1'):>8} {_('examples'):>9}")
-        for i, label in enumerate(labels):
-            p, r, f = (number(table[k][i], 3) for k in ("precision", "recall", "f1"))
-            lines.append(f"  {label:<{wide}} {p:>10} {r:>8} {f:>8} {number(table['support'][i]):>9}")
-        never = [label for label, n in zip(labels, table["predicted"], strict=True) if n == 0]
-        if never:
+    lines += [f"  {shown(k)}: {number(v, 4)}" for k, v in results["baselines"].items()]
+    labels = [shown(label) for label in model.facts["labels"]]
+    if table := results.get("per_class"):
+        lines += ["", *("  " + line for line in columns(class_table(table, labels), 1))]
+        if never := [label for label, n in zip(labels, table["predicted"], strict=True) if n == 0]:
             lines.append("  " + _("never predicted, so precision and F1 count as 0: {names}").format(names=listed(never)))
     matrix = results.get("confusion")
     if matrix and len(matrix) <= 20:
-        wide = max(5, *(len(label) for label in labels))
-        lines.append("\n  " + _("rows are the true class, columns the answer"))
-        lines.append("  " + " " * wide + "".join(f" {label[:6]:>6}" for label in labels))
-        lines += [f"  {labels[t]:<{wide}}" + "".join(f" {number(n) if n else '·':>6}" for n in row) for t, row in enumerate(matrix)]
+        rows = [[label, *(number(n) if n else "·" for n in row)] for label, row in zip(labels, matrix, strict=True)]
+        lines += ["", "  " + _("rows are the true class, columns the answer")]
+        lines += ["  " + line for line in columns([["", *(label[:6] for label in labels)], *rows], 1)]
     return "\n".join(lines)
 
 
@@ -197,10 +195,9 @@ def answers_text(answers: list[dict[str, Any]]) -> str:
     lines = []
     for a in answers:
         numbers = a.get("values") or ([a["value"]] if "value" in a else [])
-        said = shown(a.get("label") or a.get("text") or ", ".join(a.get("labels", []))) or " ".join(plainly(v) for v in numbers)
+        said = shown(a.get("label") or a.get("text") or ", ".join(a.get("labels", []))) or " ".join(map(plainly, numbers))
         likely = " · ".join(f"{shown(k)} {percent(p)}" for k, p in list(a.get("probabilities", {}).items())[: 3 if said else 5])
-        said = said or ("…" if likely else "–")
-        lines.append(f"{shown(a['input'])}   {said}   {likely}".rstrip())
+        lines.append(f"{shown(a['input'])}   {said or ('…' if likely else '–')}   {likely}".rstrip())
     return "\n".join(lines)
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from cloche.errors import UserError
 from cloche.recipe import shipped
-from cloche.use.draw import png
 from cloche.use.explain.inside import inside
 from cloche.use.explain.layers import Found, explain_layers
 from cloche.use.explain.step import explain_step, write_all
-from cloche.use.model import Model, load
+from cloche.use.model import load
 from cloche.words import _
 
 Text, Sets = str | None, dict[str, Any] | None
@@ -20,10 +19,9 @@ Text, Sets = str | None, dict[str, Any] | None
 def explain(
     what: str, given: Any = None, *, label: Any = None, at: Text = None, out: Text = None, data: Text = None, sets: Sets = None
 ) -> Found:
-    """The layers of a recipe (a name, a .toml, a path to data); of a run one training step on `given`, or without it both.
+    """Of a recipe (a name, a .toml, a path to data) the layers; of a run one training step on `given`, or without it both.
 
-    Returns: what --json prints, and the text. The other arguments: see `explain_layers` and `explain_step`.
-    Raises: UserError also where an argument has no meaning for `what`.
+    Returns: what --json prints, and the text. The other arguments: see `explain_step`; data and sets belong to a recipe.
     """
     what = str(what)
     if what in shipped() or not (Path(what) / "facts.json").exists():
@@ -38,24 +36,18 @@ def explain(
     stepped = model.recipe.task.kind in ("classify", "regress")
     if not stepped and (label is not None or at is not None):
         raise UserError(_("--label and --at belong to classifiers and regression"), model.recipe.task.kind, _("leave them out"))
-    found, text = explain_inside(model, given, out)
-    if stepped:
+    found, lines, figures = inside(model, given)
+    for title, figure in figures.items():
+        figure.suptitle(title[:1].upper() + title[1:], fontsize=8, x=0.01, ha="left")
+    stems = ["-".join(["explain", *re.findall(r"\w+", title)[:4]]) for title in figures]
+    paths = write_all(dict(zip(stems, figures.values(), strict=True)), model, out) if figures else []
+    text = "\n".join([*lines, *(_("picture    {path}").format(path=path) for path in paths)])
+    found |= {"pictures": paths}
+    if stepped:  # of these tasks only recurrent nets have pictures of their own
         step, told = explain_step(model, given, label, at, out)
-        found, text = {**found, **step, "pictures": step["pictures"] + found["pictures"]}, "\n\n".join(filter(None, (told, text)))
+        found, text = {**found, **step, "pictures": step["pictures"] + paths}, "\n\n".join(filter(None, (told, text)))
     if given is not None:
         return found, text
     layers, table = explain_layers(model)
     rows = [{**a, **b} for a, b in zip_longest(layers["layers"], found.get("layers", []), fillvalue={})]
     return {**layers, **found, "layers": rows}, f"{table}\n\n{text}"
-
-
-def explain_inside(model: Model, given: Any, out: Text) -> Found:
-    """What can be seen inside on one input; the pictures go to RUN/report."""
-    found, lines, figures = inside(model, given)
-    folder = Path(out) if out else model.path / "report"
-    paths = [folder / ("-".join(["explain", *re.findall(r"\w+", title)[:4]]) + ".png") for title in figures]
-    for title, figure in figures.items():
-        figure.suptitle(title[:1].upper() + title[1:], fontsize=8, x=0.01, ha="left")
-    write_all(dict(zip(paths, map(png, figures.values()), strict=True)))
-    lines += [_("picture    {path}").format(path=path) for path in paths]
-    return found | {"pictures": list(map(str, paths))}, "\n".join(lines)

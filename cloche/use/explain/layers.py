@@ -19,12 +19,12 @@ from cloche import rng
 from cloche.build import facts_of, nets_of, open_data, task_of
 from cloche.config import Port
 from cloche.data.chunk import Chunk
-from cloche.data.kinds import KINDS
 from cloche.recipe import change, find, parse
 from cloche.tasks import Task
 from cloche.tasks.metrics import Nets
 from cloche.training.speed import counter
 from cloche.use.model import Model
+from cloche.use.story import columns, sample
 from cloche.words import _, _n, number, percent, size
 
 SAID = {"stride": (1, _("stride {n}")), "padding": (0, _("pad {n}")), "dilation": (1, _("dilation {n}")), "groups": (1, _("groups {n}"))}
@@ -135,10 +135,7 @@ def sees(rows: list[Layer], x: Tensor) -> Iterator[str]:
 
 
 def ledger(nets: Nets, task: Task, chunk: Chunk) -> list[dict[str, Any]]:
-    """The rows of what is trained, from the first row of a chunk; "params" add up to those of the whole.
-
-    "output" is without B, "bytes" are the output's in float32.
-    """
+    """The rows of what is trained, from the first row of a chunk; "output" is without B, "bytes" are the output's in float32."""
     net, one = nn.ModuleDict(copy.deepcopy(nets)).eval(), chunk.head(1)
     with torch.no_grad(), rng.apart(chunk.weight.device), counter() as counted:
         calls = watch(net, counted)
@@ -156,36 +153,35 @@ def explain_layers(what: str | Model, data: str | None = None, sets: dict[str, A
     """The layers of a recipe or a loaded run: what --json prints, and the table with what follows from it."""
     first = ""
     if isinstance(what, Model):
-        rows, port, run, kind = what.results["layers"], what.prepare.port, what.path, what.facts["kind"]
+        rows, port, run, recipe = what.results["layers"], what.prepare.port, what.path, what.recipe
     else:
         name, raw = find(what, data)
         recipe = parse(change(raw, sets or {}), name)
         opened = open_data(recipe, torch.device("cpu"))
         recipe, task = task_of(recipe, opened.prepare, facts_of(recipe, opened))
-        port, run, kind = opened.prepare.port, Path("runs") / name, recipe.data.kind
+        port, run = opened.prepare.port, Path("runs") / name
         rows = ledger(nets_of(recipe, task), task, opened.part("train").take(np.array([0])))
         if not (run / "manifest.json").exists():
             first = f"cloche train {what}\n       "
-    picture = port.kind == "image"
     total = {k: sum(r[k] for r in rows) for k in ("params", "flops", "bytes")}
-    work, per = ("MFLOP", 1e6) if total["flops"] >= 1e6 else ("kFLOP", 1e3)
-    unit, byte = ("kB", 1e3) if total["bytes"] >= 10_000 else ("B", 1)
-    amounts = lambda r: [number(r["params"]), number(r["flops"] / per, 1) if r["flops"] else "–", number(r["bytes"] / byte)]  # noqa: E731
-    held = (_("a picture; weights {size}") if picture else _("a row; weights {size}")).format(size=size(4 * total["params"]))
-    head = [_("layer"), _("does"), _("output (B, …)"), _("parameters"), work, unit, _("sees")]
-    cells = [[r["name"], r["does"], ", ".join(map(str, r["output"])), *amounts(r), r["sees"]] for r in rows]
-    lines = columns([head, *cells, [_("total"), held, "", *amounts(total), ""]], 3) + sentences(rows, total, port)
-    given = KINDS[kind].sample or f'"{" ".join(["0.5"] * math.prod(port.shape))}"'
+    held = _("a picture; weights {size}") if port.kind == "image" else _("a row; weights {size}")
+    whole = {"name": _("total"), "does": held.format(size=size(4 * total["params"])), "output": [], "sees": "", **total}
+    lines = columns(layer_table([*rows, whole]), 3) + sentences(rows, total, port)
     after = _("Next:  {command}     what happens inside on an input of your own")
+    given = sample(recipe.data.kind, port, recipe.data.source)
     lines.append(after.format(command=f"{first}cloche explain {run} {given}"))
     found = [{("output_shape" if k == "output" else k): v for k, v in row.items()} for row in rows]
     return {"layers": found, "params": total["params"], "flops": total["flops"]}, "\n".join(lines)
 
 
-def columns(cells: list[list[str]], left: int) -> list[str]:
-    """Rows of text with aligned columns, the first `left` of them to the left, the others to the right."""
-    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(f"{c:{'<' if i < left else '>'}{wide[i]}}" for i, c in enumerate(row)).rstrip() for row in cells]
+def layer_table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The head, then a row for each layer, in units that suit the largest."""
+    work, per = ("MFLOP", 1e6) if max(r["flops"] for r in rows) >= 1e6 else ("kFLOP", 1e3)
+    unit, byte = ("kB", 1e3) if max(r["bytes"] for r in rows) >= 10_000 else ("B", 1)
+    cells = [[r["name"], r["does"], ", ".join(map(str, r["output"])), number(r["params"])] for r in rows]
+    costs = [[number(r["flops"] / per, 1) if r["flops"] else "–", number(r["bytes"] / byte), r["sees"]] for r in rows]
+    head = [_("layer"), _("does"), _("output (B, …)"), _("parameters"), work, unit, _("sees")]
+    return [head, *(a + b for a, b in zip(cells, costs, strict=True))]
 
 
 def sentences(rows: list[dict[str, Any]], total: dict[str, int], port: Port) -> list[str]:

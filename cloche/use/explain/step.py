@@ -21,18 +21,16 @@ from cloche.errors import UserError
 from cloche.files import durable_write
 from cloche.training.objective import gradient_norm
 from cloche.use.draw import png, styled
-from cloche.use.explain.layers import Found, Layer, columns, layers_of, watch
+from cloche.use.explain.layers import Found, Layer, layers_of, watch
 from cloche.use.model import Model, load
+from cloche.use.story import columns
 from cloche.words import _, _n, listed, number, percent
 
 
 def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str | None = None, out: str | None = None) -> Found:
     """One training step of a finished run on one input: what --json prints, and the text.
 
-    Args:
-        given: as `predict` takes it; None: the first validation example. label: the true class; else the data's, else the predicted one.
-        at: "conv1:0,5,7", one number of a map as its products. out: the folder for pictures, else RUN/report.
-    Raises: UserError for a class, a layer or a place that is not there.
+    given: as `predict` takes it. label: the true class. at: "conv1:0,5,7", one number of a map as its products. out: where pictures go.
     """
     model = run if isinstance(run, Model) else load(run)
     name, chunk = example(model, given)
@@ -45,25 +43,28 @@ def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str
     loss = task.loss({"net": net}, chunk, None)[0]  # forward pass and loss
     rows, logits = [row for row in layers_of(net, calls) if row.output.numel()], calls[-1].raw[0].tolist()
     loss.backward()
-    grads, layers = [norm(p.grad for p in row.parameters) for row in rows], []
+    layers = [{"name": row.name, "activation": activation(row), "gradient_norm": norm(p.grad for p in row.parameters)} for row in rows]
     one, acts = products(rows, at) if at is not None else ({}, [])
     gradient_norm(list(was), optim.clip)  # which clips them
     optimizer.step()
-    for row, grad in zip(rows, grads, strict=True):
-        y, moved, size = row.output.detach(), norm(p - was[p] for p in row.parameters), norm(was[p] for p in row.parameters)
-        activation = {"min": y.min().item(), "mean": y.mean().item(), "max": y.max().item(), "zeros": (y == 0).float().mean().item()}
-        ratio = moved / size if size else None
-        layers.append({"name": row.name, "activation": activation, "gradient_norm": grad, "update_ratio": ratio})
+    for row, told in zip(rows, layers, strict=True):
+        size = norm(was[p] for p in row.parameters)
+        told["update_ratio"] = norm(p - was[p] for p in row.parameters) / size if size else None
     with torch.no_grad():
         after = task.loss({"net": net}, chunk, None)[0]
     found = {"input": name, "label": true, "predicted": next(iter(answer.values())), "probabilities": answer.get("probabilities")}
     found |= {"loss": loss.item(), "loss_after": after.item(), "layers": layers, "pictures": []} | ({"at": one} if one else {})
     text = story(model, found, rows, logits, why) + acts
     if "image" in chunk.data and any(row.kind == "conv" for row in rows):
-        seen, folder = model.prepare.pixels_of(chunk.data["image"][0]), Path(out) if out else model.path / "report"
-        found["pictures"] = pictures(rows, seen, name, folder)
+        sheets = pictures(rows, model.prepare.pixels_of(chunk.data["image"][0]), name)
+        found["pictures"] = write_all(sheets, model, out)
         text += [_("picture    {path}").format(path=path) for path in found["pictures"]]
     return found, "\n".join([*text, _("Nothing in {run} was changed: the step was made on a copy of its weights.").format(run=model.path)])
+
+
+def activation(row: Layer) -> dict[str, float]:
+    y = row.output.detach()
+    return {"min": y.min().item(), "mean": y.mean().item(), "max": y.max().item(), "zeros": (y == 0).float().mean().item()}
 
 
 def norm(tensors: Any) -> float | None:
@@ -158,12 +159,10 @@ def products(rows: list[Layer], at: str) -> tuple[dict[str, Any], list[str]]:
         raise UserError(_("there is no such place in the maps of {name}").format(name=name), at, do)
     kernel, bias = m.weight[c].detach(), m.bias[c].item() if m.bias is not None else 0.0  # (C, k, k)
     patch = F.unfold(row.input.detach(), m.kernel_size, m.dilation, m.padding, m.stride)[0, :, y * w + x].view_as(kernel)
-    each, value, s = patch * kernel, row.raw[0, c, y, x].item(), m.stride[0]
+    each, s = patch * kernel, m.stride[0]
     sums = each.double().sum((1, 2))  # (C,)
     total, strongest = sums.sum().item(), sums.abs().topk(min(3, len(sums))).indices.sort().values
     place = _("  place             kernel {c} from row {y}, column {x} of its input on (zeros outside)")
-    write = _("  write one number  {n} products add up to {sum}, plus the bias {bias} = {total}; after the activation {final}")
-    numbers = {"sum": total, "bias": bias, "total": total + bias, "final": row.output[0, c, y, x].item()}
     lines = [
         _("{at}   one number of a map: a stamp in four acts").format(at=at),
         place.format(c=c, y=y * s - m.padding[0], x=x * s - m.padding[1]),
@@ -177,58 +176,54 @@ def products(rows: list[Layer], at: str) -> tuple[dict[str, Any], list[str]]:
     if len(sums) > 3:
         rest = number(total - sums[strongest].sum().item(), 4)
         lines.append(_("  {n} more channels add {sum}").format(n=len(sums) - 3, sum=rest))
+    write = _("  write one number  {n} products add up to {sum}, plus the bias {bias} = {total}; after the activation {final}")
+    numbers = {"sum": total, "bias": bias, "total": total + bias, "final": row.output[0, c, y, x].item()}
     lines.append(write.format(n=number(each.numel()), **{key: number(v, 5) for key, v in numbers.items()}))
     lines.append(_("  slide             by {s} to the next place: the same kernel at {n} places").format(s=s, n=number(h * w)))
-    found = {"layer": name, "channel": c, "row": y, "column": x, "bias": bias, "sum": total + bias, "value": value}
+    found = {"layer": name, "channel": c, "row": y, "column": x, "bias": bias, "sum": total + bias, "value": row.raw[0, c, y, x].item()}
     return found | {"patch": patch.tolist(), "kernel": kernel.tolist(), "products": each.tolist()}, lines
 
 
-def pictures(rows: list[Layer], picture: np.ndarray, name: str, folder: Path) -> list[str]:
-    """explain-NAME-maps.png: the first, middle and last convolution; explain-NAME-pool.png: before and after the first pooling."""
-    convs, stem = [row for row in rows if row.kind == "conv"], re.sub(r"[^\w.-]+", "-", Path(name).stem)
+def pictures(rows: list[Layer], picture: np.ndarray, name: str) -> dict[str, Figure]:
+    """explain-NAME-maps: the first, middle and last convolution; explain-NAME-pool: before and after the first pooling."""
+    convs, stem = [row for row in rows if row.kind == "conv"], "explain-" + re.sub(r"[^\w.-]+", "-", Path(name).stem)
     some = [convs[i] for i in sorted({0, (len(convs) - 1) // 2, len(convs) - 1})]
-    sheets = {"maps": [(row.name, row.output, row.output) for row in some]}
+    sheets = {f"{stem}-maps": sheet({row.name: (row.output, row.output) for row in some}, picture)}
     if pool := next((row for row in rows if row.kind == "pool"), None):
-        before, after = (text.format(pool=pool.name) for text in (_("before {pool}"), _("after {pool}")))
-        sheets["pool"] = [(before, pool.input, pool.input), (after, pool.output, pool.input)]
-    paths = {kind: folder / f"explain-{stem}-{kind}.png" for kind in sheets}
-    write_all({path: sheet(sheets[kind], picture, name) for kind, path in paths.items()})
-    return list(map(str, paths.values()))
+        sides = {_("before {pool}"): pool.input, _("after {pool}"): pool.output}
+        sheets[f"{stem}-pool"] = sheet({k.format(pool=pool.name): (maps, pool.input) for k, maps in sides.items()}, picture)
+    return sheets
 
 
-def write_all(pictures: dict[Path, bytes]) -> None:
-    """Files in a folder that is made where it lacks. Raises: UserError "read-only"."""
-    for path, content in pictures.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            do = _("choose another with --out")
-            raise UserError(
-                _("cannot make the folder {path}").format(path=path.parent), fault.strerror or "", do, name="read-only"
-            ) from None
-        durable_write(path, content)
+def write_all(figures: dict[str, Figure], model: Model, out: str | None) -> list[str]:
+    """PNG files by their stem in a folder that is made where it lacks: their paths. Raises: UserError "read-only"."""
+    folder = Path(out) if out else model.path / "report"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        what, do = _("cannot make the folder {path}").format(path=folder), _("choose another with --out")
+        raise UserError(what, fault.strerror or "", do, name="read-only") from None
+    paths = [folder / f"{stem}.png" for stem in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        durable_write(path, png(figure))
+    return list(map(str, paths))
 
 
 @styled
-def sheet(panels: list[tuple[str, Tensor, Tensor]], picture: np.ndarray, name: str) -> bytes:
-    """The input at the left; at the right each layer's maps on one scale: the up to 16 that in `by` differ most from place to place.
-
-    Args:
-        panels: (title, maps, by), both (1, C, h, w). picture: (h, w, 1 or 3) in 0…1.
-    """
-    high = [1.4 if by.shape[1] <= 8 else 2.4 for _title, _maps, by in panels]
-    figure = Figure((10.4, sum(high)), layout="constrained")
-    grid = figure.add_gridspec(len(panels), 2, width_ratios=(1.7, 8.3), height_ratios=high)
-    figure.add_subplot(grid[0, 0], title=name, anchor="NW").imshow(picture, cmap="gray", vmin=0, vmax=1)
+def sheet(panels: dict[str, tuple[Tensor, Tensor]], picture: np.ndarray) -> Figure:
+    """The input; a panel a row: up to 8 maps (1, C, h, w) on one scale, those of the second tensor that differ most from place to place."""
+    across = 1 + min(8, max(maps.shape[1] for maps, _by in panels.values()))
+    figure = Figure((10.4, 10.4 / across * len(panels) + 0.3), layout="constrained")
+    grid = figure.subplots(len(panels), across, squeeze=False)
+    grid[0, 0].imshow(picture, cmap="gray", vmin=0, vmax=1)
     text = _("{name} · {n} of {all} maps of {h}×{w}")
-    for i, (title, maps, by) in enumerate(panels):
-        keep = by[0].flatten(1).std(1).topk(min(16, by.shape[1])).indices.sort().values
-        (channels, h, w), n, gap = maps.shape[1:], len(keep), max(1, maps.shape[3] // 16)
-        cells = F.pad(maps[0, keep].detach(), (0, gap, 0, gap, 0, -n % 8), value=math.nan).unflatten(0, (-1, 8))  # (rows, 8, h, w)
-        axes = figure.add_subplot(grid[i, 1], title=text.format(name=title, n=n, all=channels, h=h, w=w), anchor="NW")
-        axes.imshow(cells.swapaxes(1, 2).flatten(0, 1).flatten(1).numpy(), cmap="magma", vmin=maps.min().item(), vmax=maps.max().item())
-        for j, c in enumerate(keep.tolist()):
-            axes.text(j % 8 * (w + gap), j // 8 * (h + gap), str(c), color="white", fontsize=7, va="top")
+    for line, (title, (maps, by)) in zip(grid, panels.items(), strict=True):
+        keep = by[0].flatten(1).std(1).topk(min(8, by.shape[1])).indices.sort().values.tolist()
+        channels, h, w = maps.shape[1:]
+        line[1].set_title(text.format(name=title, n=len(keep), all=channels, h=h, w=w))
+        for axes, c in zip(line[1:], keep, strict=False):
+            axes.imshow(maps[0, c].detach().cpu().numpy(), cmap="magma", vmin=maps.min().item(), vmax=maps.max().item())
+            axes.text(0, 0, str(c), color="white", fontsize=7, va="top")
     for axes in figure.axes:
         axes.set_axis_off()
-    return png(figure)
+    return figure
