@@ -81,6 +81,11 @@ def parser() -> Parser:
         "--save-seconds", type=float, default=0.0, metavar="S", help=_("a checkpoint every S seconds; else as many as cost 1 %%")
     )
     p.add_argument("--allow-change", action="append", default=[], metavar="FIELD", help=_("go on although this field differs"))
+    p = verb("verify-resume", _("kill a training on this machine, go on with it, compare the bits"), takes_run=False)
+    p.add_argument("recipe", metavar="RECIPE", help=_("a recipe that comes with cloche, a .toml file, or a path to your data"))
+    p.add_argument("--data", metavar="PATH", help=_("the data, in place of the recipe's"))
+    p.add_argument("--kills", type=int, default=3, metavar="N", help=_("how often it is killed"))
+    _settable(p)
     p = verb("evaluate", _("the figures of a run, or of a run on other data"))
     p.add_argument("--data", metavar="PATH", help=_("other data with the same classes"))
     p = verb("predict", _("a run's answer for each input"))
@@ -182,6 +187,10 @@ def _done(args: argparse.Namespace) -> tuple[Any, str]:
                 found = many(args.recipe, args.data, _sets(args), options, args.folds, args.seeds)
                 return found, story.summary_text(found)
             return story.plain(train(args.recipe, args.data, _sets(args), options)), ""
+        case "verify-resume":
+            from cloche.use.verify import verify_resume
+
+            return verify_resume(args.recipe, args.data, _sets(args), args.kills)
         case "evaluate":
             model = load(args.run_folder)
             results = model.evaluate(args.data)
