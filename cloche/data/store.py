@@ -132,7 +132,8 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
             say(_("the store is read anew: {why}").format(why=getattr(fault, "what", fault)))
     examples = _read(config)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder.parent)
+        files.sweep(folder.parent)
         _keep(folder, examples)
     except (UserError, OSError) as fault:
         say(_("the store is held in memory this time: {why}").format(why=fault.what if isinstance(fault, UserError) else fault))

@@ -89,6 +89,9 @@ def train_recipe(
                     recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout") if getattr(recipe.train, k) == "auto"})
                 tell(story.opening(path.name, recipe, opened, facts))
                 train_job(recipe, opened, task, nets, run, facts, first, options.model_copy(update={"t0": t0}))
+        except UserError as fault:
+            fault.goes_on = run.last_saved >= 0 and fault.name in ("stopped", "disk-full", "write-failed", "read-only")
+            raise
         finally:
             run.close()
             torch.set_num_threads(threads)
