@@ -21,10 +21,7 @@ import subprocess
 
 from cloche import files
 
-CALLS = (
-    "openat,write,pwrite64,writev,truncate,ftruncate,fsync,fdatasync,mkdir,mkdirat,rmdir,rename,renameat,renameat2,unlink,unlinkat,"
-    "link,linkat,symlink,symlinkat"
-)
+CALLS = "openat,write,writev,truncate,ftruncate,fsync,fdatasync,mkdir,mkdirat,rmdir,rename,renameat,renameat2,unlink,unlinkat,pwrite64"
 HEX = r"(?:\\x[0-9a-f]{2})*"
 TOKEN = re.compile(rf'<({HEX})>|"({HEX})"')
 LINE = re.compile(r"(\d+) +(\w+)\((.*)\) += (\d+)(.*)", re.DOTALL)
@@ -59,15 +56,16 @@ def read(log: Path, root: str) -> Iterator[Operation]:
 
 def _operation(call: str, text: str, result: int, root: str) -> Iterator[Operation]:
     tokens = [(where is not None and bool(where), bytes.fromhex((where or word).replace("\\x", ""))) for where, word in TOKEN.findall(text)]
-    if call in ("write", "pwrite64", "writev", "fsync", "fdatasync", "ftruncate"):  # of a descriptor, whose path strace tells
+    if call in ("write", "writev", "fsync", "fdatasync", "ftruncate"):  # of a descriptor, whose path strace tells
         path = os.fsdecode(tokens[0][1])
         data = b"".join(word for _is_place, word in tokens[1:])[:result]
         if path == f"{root}/acks":
             yield from (("ack", line) for line in data.decode().splitlines())
         elif path == root or path.startswith(f"{root}/"):
-            assert call != "pwrite64", "the explorer knows writes at the end of a file only"
-            length = text.rpartition(",")[2].strip()
-            yield {"w": ("write", path, data), "f": ("sync", path)}[call[0]] if call != "ftruncate" else ("truncate", path, int(length))
+            if call == "ftruncate":
+                yield ("truncate", path, int(text.rpartition(",")[2]))
+            else:
+                yield ("write", path, data) if call[0] == "w" else ("sync", path)
         return
     paths, base = [], ""
     for is_place, word in tokens:
@@ -77,22 +75,16 @@ def _operation(call: str, text: str, result: int, root: str) -> Iterator[Operati
             paths.append(os.path.join(base, os.fsdecode(word)))
     if not paths[-1].startswith(f"{root}/") or paths[-1] == f"{root}/acks":
         return
-    match call.rstrip("2").removesuffix("at"):
-        case "open":
-            if "O_CREAT" in text or "O_TRUNC" in text:
-                yield ("create", paths[0])
-            if "O_TRUNC" in text:
-                yield ("truncate", paths[0], 0)
-        case "truncate":
-            yield ("truncate", paths[0], int(text.rpartition(",")[2]))
-        case "mkdir":
-            yield ("mkdir", paths[0])
-        case "rename":
-            yield ("rename", paths[0], paths[1])
-        case "unlink" | "rmdir":
-            yield ("remove", paths[0])
-        case _other:
-            raise AssertionError(f"the explorer does not know {call}")
+    kind = call.rstrip("2").removesuffix("at")
+    if kind == "open":
+        if "O_CREAT" in text:
+            yield ("create", paths[0])
+        if "O_TRUNC" in text:
+            yield ("truncate", paths[0], 0)
+    elif kind == "truncate":
+        yield ("truncate", paths[0], int(text.rpartition(",")[2]))
+    else:
+        yield ({"unlink": "remove", "rmdir": "remove", "rename": "rename", "mkdir": "mkdir"}[kind], *paths)
 
 
 # The disk.
@@ -135,9 +127,7 @@ class Folder:
         found = {}
         for names in [self.durable, *self.pending]:
             kept = sorted(names)
-            choices = [names[name].disks() for name in kept]
-            for contents in product(*choices):
-                found[tuple(zip(kept, contents, strict=True))] = None
+            found |= {tuple(zip(kept, contents, strict=True)): None for contents in product(*(names[name].disks() for name in kept))}
             assert len(found) <= MOST, f"more than {MOST} disks: {kept}"
         return list(found)
 
@@ -162,14 +152,14 @@ class Disk:
                 self.acked[path] = len(self.versions[path])
             return
         folder, name = self._at(given[0])
-        if kind in ("write", "truncate", "sync"):
-            node = folder.names().get(name, self.top if name == "." else None)
-            if kind != "sync":
-                node.pending.append(given[1])
-            else:
-                node.durable, node.pending = (node.now() if isinstance(node, File) else node.names()), []
-            return
         names = dict(folder.names())
+        node = self.top if name == "." else names.get(name)
+        if kind == "sync":
+            node.durable, node.pending = (node.now() if isinstance(node, File) else node.names()), []
+            return
+        if kind in ("write", "truncate"):
+            node.pending.append(given[1])
+            return
         if kind == "rename":
             into, new = self._at(given[1])
             assert into is folder, "the explorer knows renames within a folder only"
@@ -192,11 +182,13 @@ class Found:
     lost: list[str] = field(default_factory=list)
 
 
-Check = Callable[[Path, list[str]], tuple[list[str], list[str]]]
-
-
 def explore(
-    operations: list[Operation], root: Path, place: Path, more: Check = lambda disk, acks: ([], []), passing: str = "", enough: int = 10**9
+    operations: list[Operation],
+    root: Path,
+    place: Path,
+    more: Callable = lambda disk, acks: ([], []),
+    passing: str = "",
+    enough: int = 10**9,
 ) -> Found:
     """Every disk that a crash may leave, built at place, swept as at a start, and looked at.
 
@@ -232,8 +224,7 @@ def explore(
 
 
 def _build(place: Path, state: tuple) -> None:
-    if place.exists():
-        shutil.rmtree(place)
+    shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     for name, content in state:
         if isinstance(content, tuple):

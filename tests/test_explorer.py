@@ -13,6 +13,7 @@ from test_resume import MLP
 from cloche import files
 from cloche.data import store
 from cloche.errors import STOPPED, UserError
+from cloche.recipe import parse
 from cloche.training.run import KIND, Run
 from cloche.use.model import read_prepare
 
@@ -115,6 +116,15 @@ def test_every_disk_that_cloche_train_may_leave(tmp_path):
     assert {f"wrote {name}" for name in names} <= set(acks) and any(ack.startswith("wrote cache/stores/") for ack in acks)
     assert [ack for ack in acks if ack.startswith("saved")][-1] == "saved 13" and "finished " in acks
     assert (found.torn[:5], found.lost[:5]) == ([], [])
+
+
+def test_what_a_killed_process_left_in_the_cache_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLOCHE_CACHE", str(tmp_path))
+    litter = tmp_path / "stores/.f315.tmp-999999999-0badcafe"  # above the largest pid that Linux gives out
+    litter.mkdir(parents=True)
+    (litter / "label.npy").write_bytes(b"half")
+    store.open_store(parse(tomllib.loads(MLP), "mine").data)
+    assert [p.name[0] != "." for p in (tmp_path / "stores").iterdir()] == [True]
 
 
 # The explorer finds what it is for: the real module with one thing left out.

@@ -133,7 +133,7 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
     examples = _read(config)
     try:
         files.make_folder(folder.parent)
-        files.sweep(folder.parent)
+        files.sweep(folder.parent)  # no lock: at worst another machine holds its store in memory this time
         _keep(folder, examples)
     except (UserError, OSError) as fault:
         say(_("the store is held in memory this time: {why}").format(why=fault.what if isinstance(fault, UserError) else fault))
