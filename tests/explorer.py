@@ -224,12 +224,15 @@ def explore(
 
 
 def _build(place: Path, state: tuple) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
+    place.mkdir(exist_ok=True)
+    wanted = dict(state)
+    for path in place.iterdir():
+        if path.name not in wanted or path.is_dir() != isinstance(wanted[path.name], tuple):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, content in state:
         if isinstance(content, tuple):
             _build(place / name, content)
-        else:
+        elif not (place / name).exists() or (place / name).read_bytes() != content:  # most are as they were
             (place / name).write_bytes(content)
 
 
