@@ -10,7 +10,7 @@ from explorer import explore, read, trace
 import pytest
 from test_resume import MLP
 
-from cloche import files
+from cloche import files, folders
 from cloche.data import store
 from cloche.errors import STOPPED, UserError
 from cloche.recipe import parse
@@ -35,7 +35,7 @@ def acknowledging(function, word):
         return result
     return call
 
-from cloche import files
+from cloche import files, folders
 files.durable_write = acknowledging(files.durable_write, "wrote")
 files.write_folder = acknowledging(files.write_folder, "wrote")
 from cloche.training import loop
@@ -138,7 +138,9 @@ MUTANTS = {
     "sync after the rename": [UNSYNCED, (PLACED, PLACED.replace("\n", "\n    os.fsync(os.open(target, os.O_RDONLY))\n"))],
     "unlinked first": [(PLACED, "        target.unlink(missing_ok=True)\n" + PLACED)],
     "made, not synced": [("            target.mkdir(exist_ok=True)", "            pass\n        path.mkdir()")],
-    "removed under its name": [("    os.replace(path, temp)\n    _sync_folder(path.parent)\n    _clear(temp)", "    shutil.rmtree(path)")],
+    "removed under its name": [
+        ("    os.replace(path, temp)\n    files._sync_folder(path.parent)\n    files._clear(temp)", "    files.shutil.rmtree(path)")
+    ],
 }
 
 WRITES = """
@@ -146,25 +148,28 @@ import json, os, sys
 from pathlib import Path
 from types import ModuleType
 import torch  # once for all
-for name, source in json.loads(Path(sys.argv[1]).read_text()).items():
+import cloche
+for name, sources in json.loads(Path(sys.argv[1]).read_text()).items():
     if os.fork():
         os.wait()
         continue
     root = Path(name)
     root.mkdir()
-    files = ModuleType("files")
-    exec(source, files.__dict__)
+    files, folders = ModuleType("files"), ModuleType("folders")
+    cloche.files = sys.modules["cloche.files"] = files
+    for module, source in zip((files, folders), sources):
+        exec(source, module.__dict__)
     acks = os.open(root / "acks", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for i in range(2):
         files.durable_write(root / "one", str(i).encode() * 100)
         os.write(acks, b"wrote one\\n")
         files.write_folder(root / "two", {"x": str(i).encode() * 50, "y": [b"y", b"z"]}, "kind", {})
         os.write(acks, b"wrote two\\n")
-    files.make_folder(root / "a/b")
+    folders.make_folder(root / "a/b")
     files.durable_write(root / "a/b/three", b"3")
     os.write(acks, b"wrote a/b/three\\n")
     files.write_folder(root / "four", {"x": b"4"}, "kind", {})
-    files.remove_folder(root / "four")
+    folders.remove_folder(root / "four")
     os._exit(0)
 """
 
@@ -175,11 +180,11 @@ def traced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mutants")
     sources = {}
     for name, changes in MUTANTS.items():
-        text = Path(files.__file__).read_text()
+        texts = [Path(module.__file__).read_text() for module in (files, folders)]
         for old, new in changes:
-            assert text.count(old) == 1, f"{name}: {old!r} is in the real module {text.count(old)} times"
-            text = text.replace(old, new)
-        sources[str(folder / name)] = text
+            assert sum(text.count(old) for text in texts) == 1, f"{name}: {old!r} is in the real modules not once"
+            texts = [text.replace(old, new) for text in texts]
+        sources[str(folder / name)] = texts
     (folder / "sources.json").write_text(json.dumps(sources))
     trace([sys.executable, "-c", WRITES, str(folder / "sources.json")], folder, folder / "log", PYTHONPATH=str(Path(__file__).parents[1]))
     return folder

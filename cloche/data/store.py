@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cloche import files
+from cloche import files, folders
 from cloche.config import nearest
 from cloche.data.prepare import DataConfig
 from cloche.data.read.audio import read_audio
@@ -132,7 +132,7 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
             say(_("the store is read anew: {why}").format(why=getattr(fault, "what", fault)))
     examples = _read(config)
     try:
-        files.make_folder(folder.parent)
+        folders.make_folder(folder.parent)
         files.sweep(folder.parent)  # no lock: at worst another machine holds its store in memory this time
         _keep(folder, examples)
     except (UserError, OSError) as fault:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cloche import files
+from cloche import files, folders
 from cloche.config import show
 from cloche.errors import FAILED, UserError
 from cloche.training.log import say
@@ -56,7 +56,7 @@ class Run:
         if here and "recipe.toml" not in here:
             raise UserError(_("{path} holds files that are not a run's").format(path=self.path), listed(here), choose)
         try:
-            files.make_folder(self.path)
+            folders.make_folder(self.path)
         except UserError as fault:
             why = getattr(fault.__cause__, "strerror", "") or fault.what
             raise UserError(_("cannot make the folder {path}").format(path=self.path), why, choose, name="read-only") from None
@@ -112,15 +112,15 @@ class Run:
     def save(self, step: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """A checkpoint that is whole or absent; older ones go only after it stands."""
         with self._telling_what_is_saved():
-            files.sync(self.log)  # as durable as the checkpoint that counts its bytes
+            folders.sync(self.log)  # as durable as the checkpoint that counts its bytes
             numbers = {**numbers, "events_bytes": self.log.stat().st_size}
-            files.make_folder(self.path / "checkpoints")
+            folders.make_folder(self.path / "checkpoints")
             parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers).encode()}
             files.write_folder(self.path / "checkpoints" / f"step-{step}", parts, "cloche checkpoint", {})
         self.last_saved = step
         for _step, folder in self._checkpoints()[:-KEEP]:
             with contextlib.suppress(OSError):  # a scanner may hold it; the next save tries again
-                files.remove_folder(folder)
+                folders.remove_folder(folder)
 
     @contextlib.contextmanager
     def _telling_what_is_saved(self):
@@ -165,7 +165,7 @@ class Run:
             files.durable_write(self.path / "README.md", card.encode())
             files.write_manifest(self.path, KIND, list(SEALED))
         with contextlib.suppress(OSError):
-            files.remove_folder(self.path / "checkpoints")  # the weights are durable by now
+            folders.remove_folder(self.path / "checkpoints")  # the weights are durable by now
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         folder = self.path / "checkpoints"
@@ -174,7 +174,7 @@ class Run:
     def _clear(self) -> None:
         """Remove what a run leaves, and nothing else. The manifest goes first: a half-cleared folder is not a finished run."""
         for path in (self.path / name for name in OURS):
-            files.remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            folders.remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
     def _compare(self, was: dict[str, Any], now: dict[str, Any], old: dict[str, Any], new: dict[str, Any], allow: tuple[str, ...]) -> None:
         """A finished run needs the same recipe and data; one to go on with also the same threads, device and versions."""

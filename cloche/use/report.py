@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloche import files
+from cloche import files, folders
 from cloche.build import Data, precision_of
 from cloche.data.chunk import Chunk
 from cloche.tasks.classify import Classify
@@ -64,7 +64,7 @@ def extras(model: Model) -> dict[str, Any]:
 @torch.inference_mode()
 def draw_inside(model: Model) -> None:
     """What can be seen inside the net on a first example, as SVG by its title; the page takes it from there."""
-    files.make_folder((model.path / INSIDE).parent)
+    folders.make_folder((model.path / INSIDE).parent)
     files.write_json(model.path / INSIDE, {title: draw.svg(f) for title, f in inside(model, None)[2].items()})
 
 
@@ -170,7 +170,7 @@ def write_report(path: Path) -> Path:
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     page = re.sub(r"<!--if (\w+)-->(.*?)<!--/if-->", lambda m: m[2] if values[m[1]] else "", page, flags=re.DOTALL)
     page = re.sub(r'_\("([^"]*)"\)', lambda m: escape(_(m[1])).replace("$", "$$"), page)
-    files.make_folder(out.parent)
+    folders.make_folder(out.parent)
     files.durable_write(out, Template(page).substitute(values).encode(errors="backslashreplace"))
     return out
 
