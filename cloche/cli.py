@@ -9,6 +9,7 @@ import gettext
 import json
 import os
 from pathlib import Path
+import shlex
 import sys
 import traceback
 from typing import Any
@@ -129,6 +130,9 @@ def run(argv: list[str]) -> int:
         _print(json.dumps(found) if as_json else text)
         return DONE
     except UserError as fault:
+        if fault.goes_on or fault.name in ("disk-full", "write-failed"):  # what goes on, in full: without --again
+            command = shlex.join(["cloche", *(word for word in argv if not (fault.goes_on and word == "--again"))])
+            fault.do = "\n  ".join(filter(None, (fault.do, command)))
         return _tell(fault.retold(argv) if hasattr(fault, "retold") else fault, as_json)
     except KeyboardInterrupt:
         return _tell(UserError(_("interrupted"), code=INTERRUPTED, name="interrupted"), as_json)

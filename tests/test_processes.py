@@ -59,8 +59,8 @@ def same_bits(a: Path, b: Path) -> bool:
 
 def furthest(a: Path, b: Path) -> float:
     """The largest difference of a tensor's entries, by the largest of them."""
-    theirs = weights(b)
-    return max(float((t.double() - theirs[k].double()).abs().max() / t.double().abs().max().clamp(min=1e-12)) for k, t in weights(a).items())
+    pairs = [(t.double(), weights(b)[k].double()) for k, t in weights(a).items()]
+    return max(float((mine - other).abs().max() / mine.abs().max().clamp(min=1e-12)) for mine, other in pairs)
 
 
 def alike(a: Path, b: Path) -> None:
@@ -186,7 +186,8 @@ def test_a_silent_worker_is_named(tmp_path):
     finally:
         if Path(f"/proc/{silent}").exists():
             os.kill(silent, signal.SIGKILL)
-    found = re.search(r"process 0 lost the others at step (\d+), while (.*)\n.*the furthest behind: process 1, last heard of at step (\d+)", said)
+    told = r"process 0 lost the others at step (\d+), while (.*)\n.*the furthest behind: process 1, last heard of at step (\d+)"
+    found = re.search(told, said)
     assert found and int(found[1]) >= int(found[3]), said[-2000:]
     assert process.returncode != 0
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cloche import files
+from cloche import files, folders
 from cloche.config import nearest
 from cloche.data.kinds import KINDS
 from cloche.data.prepare import DataConfig
@@ -102,7 +102,8 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
             say(_("the store is read anew: {why}").format(why=getattr(fault, "what", fault)))
     examples = read(**options)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folders.make_folder(folder.parent)
+        files.sweep(folder.parent)  # no lock: at worst another machine holds its store in memory this time
         _keep(folder, examples)
     except (UserError, OSError) as fault:
         say(_("the store is held in memory this time: {why}").format(why=fault.what if isinstance(fault, UserError) else fault))

@@ -4,18 +4,18 @@ recipe.toml, prepare.json and facts.json stand before the first step; events.jso
 manifest.json comes last of all and marks a finished run.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
 import re
-import shutil
 import tomllib
 from typing import Any
 
 import tomli_w
 from torch import Tensor
 
-from cloche import files
+from cloche import files, folders
 from cloche.config import show
 from cloche.errors import FAILED, UserError
 from cloche.training.log import say
@@ -65,14 +65,13 @@ class Run:
         if here and "recipe.toml" not in here:
             raise UserError(_("{path} holds files that are not a run's").format(path=self.path), listed(here), choose)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            raise UserError(
-                _("cannot make the folder {path}").format(path=self.path), fault.strerror or "", choose, name="read-only"
-            ) from None
+            folders.make_folder(self.path)
+        except UserError as fault:
+            why = getattr(fault.__cause__, "strerror", "") or fault.what
+            raise UserError(_("cannot make the folder {path}").format(path=self.path), why, choose, name="read-only") from None
         self.lock = files.Lock(self.path)
         self.lock.__enter__()
-        for folder in filter(Path.is_dir, (self.path, self.path / "checkpoints")):
+        for folder in filter(Path.is_dir, (self.path, self.path / "checkpoints", self.path / "report")):
             files.sweep(folder)
         if again:
             self._clear()
@@ -163,18 +162,28 @@ class Run:
 
     def save(self, step: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """A checkpoint that is whole or absent; older ones go only after it stands."""
-        self.last_saved = step
         if not self.group.leads:
+            self.last_saved = step
             return
-        if self.log.exists():
-            with self.log.open("rb+") as f:  # as durable as the checkpoint that counts its bytes
-                os.fsync(f.fileno())
-        numbers = {**numbers, "events_bytes": self.log.stat().st_size if self.log.exists() else 0}
-        (self.path / "checkpoints").mkdir(exist_ok=True)
-        parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers).encode()}
-        files.write_folder(self.path / "checkpoints" / f"step-{step}", parts, "cloche checkpoint", {})
+        with self._telling_what_is_saved():
+            folders.sync(self.log)  # as durable as the checkpoint that counts its bytes
+            numbers = {**numbers, "events_bytes": self.log.stat().st_size}
+            folders.make_folder(self.path / "checkpoints")
+            parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers).encode()}
+            files.write_folder(self.path / "checkpoints" / f"step-{step}", parts, "cloche checkpoint", {})
+        self.last_saved = step
         for _step, folder in self._checkpoints()[:-KEEP]:
-            shutil.rmtree(folder, ignore_errors=True)  # a scanner may hold it; the next save tries again
+            with contextlib.suppress(OSError):  # a scanner may hold it; the next save tries again
+                folders.remove_folder(folder)
+
+    @contextlib.contextmanager
+    def _telling_what_is_saved(self):
+        """A fault of the disk also says from which step the run will go on."""
+        try:
+            yield
+        except UserError as fault:
+            good = _("the last good step is {step}").format(step=self.last_saved) if self.last_saved >= 0 else _("no step is saved yet")
+            raise UserError(fault.what, "; ".join(filter(None, (fault.found, good))), fault.do, code=fault.code, name=fault.name) from fault
 
     def last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint, with the event log cut to where it stood then.
@@ -204,11 +213,13 @@ class Run:
 
     def finish(self, model: dict[str, Tensor], results: dict[str, Any], card: str) -> None:
         """The trained weights and the results; the manifest, which makes it a finished run, comes last."""
-        files.durable_write(self.path / "model.safetensors", files.tensor_file(model, {}))
-        files.write_json(self.path / "results.json", results)
-        files.durable_write(self.path / "README.md", card.encode())
-        files.write_manifest(self.path, KIND, list(SEALED))
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)  # the weights are durable by now
+        with self._telling_what_is_saved():
+            files.durable_write(self.path / "model.safetensors", files.tensor_file(model, {}))
+            files.write_json(self.path / "results.json", results)
+            files.durable_write(self.path / "README.md", card.encode())
+            files.write_manifest(self.path, KIND, list(SEALED))
+        with contextlib.suppress(OSError):
+            folders.remove_folder(self.path / "checkpoints")  # the weights are durable by now
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         folder = self.path / "checkpoints"
@@ -217,7 +228,7 @@ class Run:
     def _clear(self) -> None:
         """Remove what a run leaves, and nothing else. The manifest goes first: a half-cleared folder is not a finished run."""
         for path in (self.path / name for name in OURS):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            folders.remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
     def _compare(self, was: dict[str, Any], now: dict[str, Any], old: dict[str, Any], new: dict[str, Any], allow: tuple[str, ...]) -> None:
         """A finished run needs the same recipe and data; one to go on with also the same threads, device and versions."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloche import files
+from cloche import files, folders
 from cloche.build import Data, precision_of
 from cloche.tasks.classify import Classify
 from cloche.tasks.metrics import NAMES, SHARES, given, told
@@ -61,7 +61,7 @@ def extras(model: Model) -> dict[str, Any]:
 @torch.inference_mode()
 def draw_inside(model: Model) -> None:
     """What can be seen inside the net on a first example, as SVG by its title; the page takes it from there."""
-    (model.path / INSIDE).parent.mkdir(exist_ok=True)
+    folders.make_folder((model.path / INSIDE).parent)
     files.write_json(model.path / INSIDE, {title: draw.svg(f) for title, f in inside(model, None)[2].items()})
 
 
@@ -169,7 +169,7 @@ def write_report(path: Path) -> Path:
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     page = re.sub(r"<!--if (\w+)-->(.*?)<!--/if-->", lambda m: m[2] if values[m[1]] else "", page, flags=re.DOTALL)
     page = re.sub(r'_\("([^"]*)"\)', lambda m: escape(_(m[1])).replace("$", "$$"), page)
-    out.parent.mkdir(exist_ok=True)
+    folders.make_folder(out.parent)
     files.durable_write(out, Template(page).substitute(values).encode(errors="backslashreplace"))
     return out
 

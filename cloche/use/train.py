@@ -117,6 +117,9 @@ def _train_recipe(recipe: Recipe, run: Run, options: Options, store: Store | Non
                 tell(story.opening(path.name, recipe, opened, facts))
                 train_job(recipe, opened, task, nets, run, facts, first, options)
             group.done("finished")
+        except UserError as fault:
+            fault.goes_on = run.last_saved >= 0 and fault.name in ("stopped", "disk-full", "write-failed", "read-only")
+            raise
         finally:
             run.close()
             torch.set_num_threads(threads)
