@@ -31,6 +31,7 @@ GENERATE = {
     "guidance": _("pictures: how strongly the prompt pulls; 1 for no guidance"),
     "out": _("pictures: the file; PROMPT.png if not given"),
 }
+FOLLOWS = os.environ.get("RANK", "0") != "0"  # one of several processes that torchrun has started, and not the first
 ALIASES = {"epochs": "train.epochs", "batch": "train.batch", "lr": "optim.lr", "seed": "train.seed"}
 
 
@@ -127,7 +128,8 @@ def run(argv: list[str]) -> int:
             parser().print_help()
             return DONE
         found, text = _done(args)
-        _print(json.dumps(found) if as_json else text)
+        if not FOLLOWS:
+            _print(json.dumps(found) if as_json else text)
         return DONE
     except UserError as fault:
         if fault.goes_on or fault.name in ("disk-full", "write-failed"):  # what goes on, in full: without --again
@@ -154,6 +156,10 @@ def run(argv: list[str]) -> int:
 def _tell(fault: UserError, as_json: bool) -> int:
     from cloche.training.log import say  # here: it costs nothing, and is not needed on the way to --help
 
+    parallel = sys.modules.get("cloche.training.parallel")
+    alone = fault.name not in ("follows", "stopped", "not-finite") and parallel and parallel.joined  # else the first one finds it too
+    if FOLLOWS and not alone:
+        return fault.code
     say(str(fault))
     if as_json:
         _print(json.dumps({"error": fault.as_dict()}))

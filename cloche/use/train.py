@@ -18,7 +18,7 @@ from cloche.build import Data, device_of, facts_of, job_of, nets_of, open_data, 
 from cloche.config import Fault, Frozen, RecipeError
 from cloche.data.chunk import Chunk
 from cloche.data.store import Store
-from cloche.errors import FAILED, UserError
+from cloche.errors import UserError
 from cloche.files import cache_folder, read_json
 from cloche.recipe import Recipe, change, find, parse
 from cloche.tasks import Task
@@ -76,7 +76,7 @@ def train_recipe(
         with group.watched(lambda: 0):
             model = _train_recipe(recipe, Run(path, group), options, store, module, task)
     except BaseException as fault:
-        group.failed(getattr(fault, "code", FAILED))
+        group.failed(fault)
         raise
     group.runs += 1
     return model
