@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 import tomli_w
 
+from cloche import files
 from cloche.config import ALIASES, Fault, Frozen, NetConfig, RecipeError, faults_of, keys_of, nearest, show, unknown, wrong_kind
 from cloche.data.kinds import DATA, KINDS
 from cloche.data.store import BUILTIN, kind_of
@@ -137,15 +138,14 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as f:
-            text = f.read(1 << 20)
-        return tomllib.loads(text.decode("utf-8"))
+            return files.parse_toml(f.read(files.MOST_RECIPE_BYTES + 1))
     except FileNotFoundError:
         raise UserError(
             _("there is no file {path}").format(path=path), "", _("the shipped recipes are {names}").format(names=", ".join(shipped()))
         ) from None
     except UnicodeDecodeError as fault:
         raise UserError(_("{path} is not UTF-8").format(path=path), _("byte {n}").format(n=fault.start), _("save it as UTF-8")) from None
-    except (OSError, tomllib.TOMLDecodeError, RecursionError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise UserError(
             _("{path} is not a recipe: {why}").format(path=path, why=fault), "", _("a recipe is a TOML file; see: cloche list recipes")
         ) from None

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from cloche.config import Frozen, Port
+from cloche.config import Port
 from cloche.data.chunk import Chunk
 from cloche.data.pictures import Unreadable
-from cloche.data.prepare import DataConfig, batches, moments
+from cloche.data.prepare import DataConfig, Scaled, batches, moments
 from cloche.data.read.audio import decode, sounding
 from cloche.data.table import Ragged, Table, on_grid, pad
 from cloche.errors import UserError
@@ -36,11 +36,11 @@ class AudioConfig(DataConfig):
     snr_db: float = Field(10.0, ge=-20, le=60, description=_("power of the tones over the noise's, in dB"))
 
 
-class AudioPrepare(Frozen):
+class AudioPrepare(Scaled):
     """Log-mel frames (B, T, M), T a multiple of 8, zeros after a clip's own; padding changes none of them."""
 
     kind: Literal["audio"] = "audio"
-    rate: int
+    rate: int = Field(ge=100, le=1_000_000)
     alphabet: str
     mean: tuple[float, ...] = Field(strict=False)
     std: tuple[float, ...] = Field(strict=False)

@@ -8,7 +8,7 @@ So a net that gives 0 says: the last change goes on.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,18 +18,21 @@ import torch.nn.functional as F
 
 from cloche.config import Frozen, Port
 from cloche.data.chunk import Chunk
+from cloche.data.prepare import Scaled
 from cloche.data.read.series import read_series
 from cloche.data.table import Table
 from cloche.errors import UserError
 from cloche.words import _, listed
 
+Size = Annotated[int, Field(ge=1, le=100_000)]
+
 
 class SeriesConfig(Frozen):
     kind: Literal["series"] = "series"
     source: str = Field(description=_("a set that needs no download, or a path"))
-    look: int = Field(12, ge=1, le=100_000, description=_("rows that the net looks back over"))
-    horizon: int = Field(12, ge=1, le=100_000, description=_("rows that are foretold"))
-    season: int = Field(12, ge=1, le=100_000, description=_("rows after which the series repeats itself; 1 where it does not"))
+    look: Size = Field(12, description=_("rows that the net looks back over"))
+    horizon: Size = Field(12, description=_("rows that are foretold"))
+    season: Size = Field(12, description=_("rows after which the series repeats itself; 1 where it does not"))
     origins: int = Field(24, ge=1, le=1_000_000, description=_("the last points in time, from which the test foretells"))
     log: bool = Field(False, description=_("changes as ratios: for numbers above zero that grow by a share"))
 
@@ -42,13 +45,13 @@ class SeriesConfig(Frozen):
         return {"train": np.arange(cut), "validation": np.empty(0, np.int64), "test": np.arange(cut, store.n)}
 
 
-class SeriesPrepare(Frozen):
+class SeriesPrepare(Scaled):
     """Gives past (B, look, F) and future (B, horizon, F); history, truth and scale in the series' own unit, float64."""
 
     kind: Literal["series"] = "series"
-    look: int
-    horizon: int
-    season: int
+    look: Size
+    horizon: Size
+    season: Size
     log: bool
     mean: tuple[float, ...] = Field(strict=False)
     std: tuple[float, ...] = Field(strict=False)

@@ -85,7 +85,7 @@ def kind_of(source: str) -> str:
         raise UserError(_("the name {path} is not UTF-8").format(path=ascii(source)), "", _("rename it"))
     if path.is_dir():
         return _kind_of_folder(path)
-    if path.suffix.lower() in SUFFIXES:
+    if path.is_file() and path.suffix.lower() in SUFFIXES:  # no FIFO, which would wait for a writer
         return SUFFIXES[path.suffix.lower()]
     raise UserError(
         _("{path} is no file that cloche reads").format(path=source),

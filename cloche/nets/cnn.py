@@ -20,7 +20,7 @@ from cloche.config import NetConfig, Port
 from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm
 from cloche.words import _
 
-Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1, max_length=200)]
 
 
 class CnnConfig(NetConfig):

@@ -14,7 +14,7 @@ from pydantic import Field
 import torch
 from torch import Tensor
 
-from cloche import rng
+from cloche import files, rng
 from cloche.config import Frozen
 from cloche.data.chunk import Chunk, Order, Part
 from cloche.errors import FAILED, INTERRUPTED, STOPPED, UserError
@@ -153,6 +153,9 @@ class State:
         self.seen, self.epoch_seen, self.best, self.ema = group("seen"), group("epoch_seen"), group("best"), group("ema")
         self.best_value = tuple(-math.inf if v is None else v for v in numbers["best_value"])  # type: ignore[assignment]
         self.best_step, self.waited = numbers["best_step"], numbers["waited"]
+        like = {k: t.shape for k, t in self.weights().items()}
+        if any(found and {k: t.shape for k, t in found.items()} != like for found in (self.best, self.ema)):
+            raise ValueError("the best weights or their average are of another net")
 
 
 def loop(job: Job, run: Run, progress: Progress | None = None) -> tuple[Place, "Clock"]:
@@ -190,7 +193,8 @@ def start(job: Job, run: Run) -> tuple[State, Place]:
     found = run.last()
     if found is None:
         return state, Place(0, 0, 0)
-    state.restore(*found)
+    with files.believing(run.path / "checkpoints" / f"step-{run.last_saved}"):
+        state.restore(*found)
     return state, Place(**found[1]["place"])
 
 

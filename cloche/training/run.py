@@ -9,14 +9,15 @@ import os
 from pathlib import Path
 import re
 import shutil
-import tomllib
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from torch import Tensor
 
 from cloche import files
-from cloche.config import show
+from cloche.config import Frozen, show
 from cloche.errors import FAILED, UserError
+from cloche.tasks.metrics import NAMES
 from cloche.training.log import say
 from cloche.words import _, listed
 
@@ -24,7 +25,88 @@ KIND, FORMAT, KEEP = "cloche run", 1, 2
 SEALED = ("recipe.toml", "prepare.json", "facts.json", "model.safetensors", "results.json")  # what the manifest vouches for
 # in the order in which --again removes them: cut short anywhere, what is left is still a run's, and no finished one
 OURS = ("manifest.json", "checkpoints", "events.jsonl", "report", "README.md", *SEALED[::-1])
+MOST_LOG_BYTES = 256 << 20  # a year of steps
 EXACT = ("fingerprint", "threads", "device", "torch", "cloche")  # facts that bits depend on
+
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Size = Annotated[float, Field(ge=0, lt=1e18)]
+
+
+class Facts(Frozen):
+    """What facts.json has to be for the verbs to read it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    source: str
+    fingerprint: str
+    kind: str
+    labels: list[str]
+    outputs: Count
+    multi: bool
+    n: Count
+    parts: dict[Literal["train", "validation", "test"], Count]
+    left_out: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    device: str
+    torch: str
+    cloche: str
+    threads: Count
+    parameters: Count
+    flops: Size
+
+
+class Results(Frozen):
+    """What results.json has to be; of what the page alone shows, `write_report` finds out."""
+
+    model_config = ConfigDict(extra="allow")
+
+    part: Literal["train", "validation", "test"]
+    headline: Literal[tuple(NAMES)]  # type: ignore[valid-type]
+    metrics: dict[str, float]
+    interval: Annotated[list[float | None], Field(min_length=2, max_length=2)]
+    baselines: dict[str, float]
+    n: Count
+    seed: Count
+    seconds: Size
+    per_class: dict[Literal["precision", "recall", "f1", "support", "predicted"], list[float]] | None = None
+    confusion: list[list[Count]] | None = None
+    speed: dict[str, Size]
+
+    @model_validator(mode="after")
+    def _one_each(self, info: ValidationInfo) -> "Results":
+        k, table, matrix = len((info.context or {"labels": []})["labels"]), self.per_class, self.confusion or []
+        if self.headline not in self.metrics or (table and (len(table) < 5 or {len(v) for v in table.values()} != {k})):
+            raise ValueError("the figures of each class do not fit")
+        if {len(matrix), *map(len, matrix)} - {0, k} or (self.interval[0] is None) != (self.interval[1] is None):
+            raise ValueError("the confusion matrix does not fit")
+        return self
+
+
+class Numbers(Frozen):
+    """What the place.json of a checkpoint has to be."""
+
+    place: dict[Literal["step", "epoch", "index"], Count] = Field(min_length=3)
+    best_value: Annotated[list[float | None], Field(min_length=2, max_length=2)]
+    best_step: Count
+    waited: Count
+    optim: str
+    seconds: Size
+    events_bytes: Count
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    return checked(Facts, path / "facts.json")
+
+
+def checked(kind: type[Frozen], path: Path, context: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON of a run folder, if it is of this kind. Raises: UserError "damaged" naming the field."""
+    found = files.read_json(path)
+    try:
+        kind.model_validate(found, context=context)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        raise files.damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:200]) from None
+    return found
 
 
 class Run:
@@ -61,6 +143,8 @@ class Run:
             raise UserError(
                 _("cannot make the folder {path}").format(path=self.path), fault.strerror or "", choose, name="read-only"
             ) from None
+        for name in (".lock", *OURS):
+            files.inside(self.path, name, manifest=True)
         self.lock = files.Lock(self.path)
         self.lock.__enter__()
         for folder in filter(Path.is_dir, (self.path, self.path / "checkpoints")):
@@ -70,16 +154,12 @@ class Run:
         if not (self.path / "facts.json").exists():
             return None
         try:
-            found = tomllib.loads((self.path / "recipe.toml").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
-            raise UserError(
-                _("{path} cannot be read").format(path=self.path / "recipe.toml"),
-                str(fault),
-                _("start anew with --again"),
-                code=FAILED,
-                name="damaged",
-            ) from None
-        self._compare(found, recipe, files.read_json(self.path / "facts.json"), facts, allow)
+            found, old = files.read_toml(self.path / "recipe.toml"), read_facts(self.path)
+        except UserError as fault:
+            fault.do = _("start anew with --again")
+            raise
+        with files.believing(self.path / "recipe.toml"):
+            self._compare(found, recipe, old, facts, allow)
         return found
 
     def close(self) -> None:
@@ -133,8 +213,9 @@ class Run:
         if found:
             self.last_saved, folder = found[-1]
             try:
-                files.check_manifest(folder, "cloche checkpoint", thorough=False)
-                numbers = files.read_json(folder / "place.json")
+                files.inside(self.path, f"checkpoints/{folder.name}")
+                files.check_manifest(folder, "cloche checkpoint", thorough=False, names=("place.json", "state.safetensors"))
+                numbers = checked(Numbers, folder / "place.json")
                 self.spent_s = numbers["seconds"]
                 state, keep = (files.read_tensors(folder / "state.safetensors")[0], numbers), numbers["events_bytes"]  # names the tensor
                 files.check_manifest(folder, "cloche checkpoint")
@@ -191,7 +272,7 @@ class Run:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a run; a last line cut short by a crash is dropped."""
     log = path / "events.jsonl"
-    lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.exists() else []
+    lines = files.read_bytes(files.inside(path, log.name), MOST_LOG_BYTES).decode().split("\n")[:-1] if os.path.lexists(log) else []
     return [json.loads(line) for line in lines]
 
 

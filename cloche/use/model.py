@@ -4,7 +4,6 @@ from dataclasses import dataclass
 import json
 import math
 from pathlib import Path
-import tomllib
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from cloche.tasks.metrics import HIGHER, Nets
 from cloche.training.evaluate import evaluate as measure
 from cloche.training.evaluate import judge
 from cloche.training.precision import Precision
-from cloche.training.run import FORMAT, KIND
+from cloche.training.run import FORMAT, KIND, SEALED, Results, checked, read_facts
 from cloche.words import _, listed
 
 
@@ -186,10 +185,16 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
             "",
             _("in Python: cloche.load({path!r}, module=YourModule()).predict(rows)").format(path=str(path)),
         )
-    if task is None:
-        recipe, task = task_of(recipe, prepare, facts)
-    nets = {"net": module} if module is not None else nets_of(recipe, task)
     weights, _more = files.read_tensors(path / "model.safetensors")
+    with files.believing(path / "prepare.json"):
+        if task is None:
+            recipe, task = task_of(recipe, prepare, facts)
+        if module is None:
+            with torch.device("meta"):  # no memory for a net that the weights are not of
+                like = {f"{name}/{k}": t.shape for name, net in nets_of(recipe, task).items() for k, t in net.state_dict().items()}
+            if like != {k: t.shape for k, t in weights.items()}:
+                raise files.damaged(path / "model.safetensors", _("its tensors are not those of the net in recipe.toml"))
+        nets = {"net": module} if module is not None else nets_of(recipe, task)
     try:
         for name, net in nets.items():
             net.load_state_dict({k.removeprefix(f"{name}/"): t for k, t in weights.items() if k.startswith(f"{name}/")})
@@ -206,7 +211,7 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
         if module is None:  # a person's own stays trainable
             net.requires_grad_(False)
     precision_of(recipe).apply(nets)
-    return Model(path, recipe, facts, files.read_json(path / "results.json"), prepare, task, nets, where)
+    return Model(path, recipe, facts, checked(Results, path / "results.json", facts), prepare, task, nets, where)
 
 
 def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
@@ -229,14 +234,13 @@ def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
             _("the run {path} is not finished").format(path=path), "", _("type the command that began it: it goes on where it was")
         )
     try:
-        files.check_manifest(path, KIND, newest_format=FORMAT)
+        files.check_manifest(path, KIND, newest_format=FORMAT, names=SEALED)
     except UserError as fault:
         fault.do = fault.do or _("Give a folder that cloche train left, or put back from a copy what lacks.")
         raise
-    recipe = parse(tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8")))
-    facts = files.read_json(path / "facts.json")
-    prepare = read_prepare(path)
-    return recipe, facts, prepare
+    with files.believing(path / "recipe.toml"):
+        recipe = parse(files.read_toml(path / "recipe.toml"))
+    return recipe, read_facts(path), read_prepare(path)
 
 
 def read_prepare(path: Path) -> Any:
@@ -245,7 +249,7 @@ def read_prepare(path: Path) -> Any:
     kind = stored.get("kind") if isinstance(stored, dict) else None
     try:
         return KINDS[kind].prepare.model_validate_json(json.dumps(stored))
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         what = _("damaged: {path}").format(path=path / "prepare.json")
         raise UserError(what, _("it is no preparation"), _("start anew with --again"), code=FAILED, name="damaged") from None
 

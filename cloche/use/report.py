@@ -27,7 +27,7 @@ from cloche.tasks.classify import Classify
 from cloche.tasks.metrics import NAMES, SHARES, given, told
 from cloche.tasks.regress import Regress
 from cloche.training.precision import Precision
-from cloche.training.run import read_events
+from cloche.training.run import Results, checked, read_events
 from cloche.use import draw, story
 from cloche.use.explain.inside import inside
 from cloche.use.model import Model, read
@@ -148,13 +148,15 @@ def short(value: float) -> str:
 
 def report(run: str | Path) -> Path:
     """Write a finished run's page again. Returns: its path. Raises: UserError when there is no finished, undamaged run."""
-    read(Path(run))
-    return write_report(Path(run))
+    _recipe, facts, _prepare = read(Path(run))
+    checked(Results, Path(run) / "results.json", facts)
+    with files.believing(Path(run)):
+        return write_report(Path(run))
 
 
 def write_report(path: Path) -> Path:
     """RUN/report/index.html from what lies in RUN."""
-    recipe, events, out = (path / "recipe.toml").read_text(encoding="utf-8"), read_events(path), path / "report" / "index.html"
+    recipe, events, out = (path / "recipe.toml").read_text(encoding="utf-8"), read_events(path), files.inside(path, "report/index.html")
     facts, r = (files.read_json(path / f"{name}.json") for name in ("facts", "results"))
     labels, epochs = facts["labels"], [e for e in events if e["kind"] == "epoch"]
     words = _words(path, tomllib.loads(recipe), facts, r) | dict(zip(("verdict", "evidence"), verdict(epochs, r), strict=True))
@@ -163,7 +165,7 @@ def write_report(path: Path) -> Path:
     values |= _field(r["extras"].get("plane", {}), labels) | _tables(r, labels)
     values |= {"confusion": _confusion(r.get("confusion") or [], labels), "wrong": _wrong(r["extras"]["wrong"], labels)}
     values["samples"] = _samples(r["samples"])
-    drawn = path / INSIDE
+    drawn = files.inside(path, INSIDE.as_posix())
     figures = files.read_json(drawn, limit_bytes=64 << 20).items() if drawn.exists() else ()
     frame = '<figure><figcaption class="line">{title}</figcaption>{figure}</figure>'
     values["inside"] = "".join(frame.format(title=escape(title), figure=figure) for title, figure in figures)
