@@ -36,6 +36,7 @@ else:
 Buffers = bytes | Sequence[bytes | memoryview]
 MANIFEST = "manifest.json"
 MOST_TEXT_BYTES, MOST_RECIPE_BYTES, MOST_DOTS = 16 << 20, 64 << 10, 500  # a key a.a.a.… of 64 kB takes tomllib 17 s
+MOST_MANIFEST_BYTES = 1 << 20
 MOST_HEADER_BYTES, MOST_TENSORS = 4 << 20, 100_000  # safetensors spends 9 s and 1 GB on a legal 41 MB header of 700 000 tensors
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -96,12 +97,12 @@ def parse_toml(raw: bytes) -> dict:
     return tomllib.loads(raw.decode())
 
 
-def read_bytes(path: Path, limit_bytes: int) -> bytes:
-    """A plain file of at most limit_bytes. Raises: UserError "damaged"."""
+def read_bytes(path: Path, limit_bytes: int, count: int = -1) -> bytes:
+    """A plain file of at most limit_bytes, or its first count. Raises: UserError "damaged"."""
     with _reading(path) as (file, length):
         if length > limit_bytes:
             raise damaged(path, _("bytes: at most {wanted} allowed, {found} found"), length, limit_bytes)
-        return file.read(limit_bytes)
+        return file.read(limit_bytes if count < 0 else count)
 
 
 @contextmanager
@@ -213,7 +214,7 @@ def check_manifest(folder: Path, kind: str, newest_format: int = 1, thorough: bo
     if not path.is_file():
         what = _("not a cloche run: no {name} in {folder}").format(name=MANIFEST, folder=folder)
         raise UserError(what, "", _("Give a folder that cloche train left."), name="not-a-run")
-    manifest = read_json(path)
+    manifest = read_json(path, MOST_MANIFEST_BYTES)
     found, version, files, facts = (isinstance(manifest, dict) and manifest.get(key) for key in ("kind", "format", "files", "facts"))
     if found != kind:
         found = _("{wanted} expected, {found} found").format(wanted=kind, found=f"{found!r:.80}")
@@ -221,10 +222,18 @@ def check_manifest(folder: Path, kind: str, newest_format: int = 1, thorough: bo
     if type(version) is int and version > newest_format:
         found = _("format {found} found, this cloche knows up to {known}").format(found=f"{version!r:.80}", known=newest_format)
         raise UserError(_("made by a newer cloche: {folder}").format(folder=folder), found, _("Update cloche."), name="newer-format")
-    if not isinstance(files, dict) or type(version) is not int or manifest != json.loads(_manifest(kind, version, files, facts)):
+    if (
+        not isinstance(files, dict)
+        or type(version) is not int
+        or version < 1
+        or manifest != json.loads(_manifest(kind, version, files, facts))
+    ):
         raise damaged(path, _("its own sha256 does not fit: a person or the disk has changed it"))
     if names and files.keys() != set(names):
         raise damaged(path, _("{wanted} expected, {found} found"), sorted(files), sorted(names))
+    for name in names:  # before any of them is hashed
+        if not name.endswith(".safetensors") and os.path.isfile(inside(folder, name)):
+            read_bytes(folder / name, MOST_TEXT_BYTES, 0)
     for name, entry in files.items():
         for key, found in _measured(inside(folder, name), thorough).items():
             if (wanted := entry.get(key) if isinstance(entry, dict) else entry) != found:

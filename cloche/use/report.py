@@ -159,14 +159,14 @@ def write_report(path: Path) -> Path:
     recipe, events, out = (path / "recipe.toml").read_text(encoding="utf-8"), read_events(path), files.inside(path, "report/index.html")
     facts, r = (files.read_json(path / f"{name}.json") for name in ("facts", "results"))
     labels, epochs = facts["labels"], [e for e in events if e["kind"] == "epoch"]
+    drawn = files.inside(path, INSIDE.as_posix())
+    figures = files.read_json(drawn, limit_bytes=64 << 20).items() if drawn.exists() else ()
     words = _words(path, tomllib.loads(recipe), facts, r) | dict(zip(("verdict", "evidence"), verdict(epochs, r), strict=True))
     words["cores"] = _n("{n} thread", "{n} threads", facts["threads"]).format(n=facts["threads"])
     values = {k: escape(str(v)) for k, v in words.items()} | {"recipe": escape(recipe), "course": _course(epochs, events, r)}
     values |= _field(r["extras"].get("plane", {}), labels) | _tables(r, labels)
     values |= {"confusion": _confusion(r.get("confusion") or [], labels), "wrong": _wrong(r["extras"]["wrong"], labels)}
     values["samples"] = _samples(r["samples"])
-    drawn = files.inside(path, INSIDE.as_posix())
-    figures = files.read_json(drawn, limit_bytes=64 << 20).items() if drawn.exists() else ()
     frame = '<figure><figcaption class="line">{title}</figcaption>{figure}</figure>'
     values["inside"] = "".join(frame.format(title=escape(title), figure=figure) for title, figure in figures)
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
