@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 import tomli_w
 
-from cloche import files
+from cloche import trust
 from cloche.config import ALIASES, Fault, Frozen, NetConfig, RecipeError, faults_of, keys_of, nearest, show, unknown, wrong_kind
 from cloche.data.kinds import DATA, KINDS
 from cloche.data.store import BUILTIN, kind_of
@@ -138,7 +138,7 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as f:
-            return files.parse_toml(f.read(files.MOST_RECIPE_BYTES + 1))
+            return trust.parse_toml(f.read(trust.MOST_RECIPE_BYTES + 1))
     except FileNotFoundError:
         raise UserError(
             _("there is no file {path}").format(path=path), "", _("the shipped recipes are {names}").format(names=", ".join(shipped()))

@@ -24,7 +24,7 @@ SHORT = {p: str(p.relative_to(PACKAGE.parent)) for p in SOURCES}
 
 # Imports go one way: a place may import what stands in its own line or above it. nets and data stand side by side.
 LINES = (
-    ("cloche", "errors", "words", "config", "files", "rng", "start"),
+    ("cloche", "errors", "words", "config", "files", "trust", "rng", "start"),
     ("nets", "data"),
     ("decode",),
     ("tasks",),

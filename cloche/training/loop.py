@@ -14,7 +14,7 @@ from pydantic import Field
 import torch
 from torch import Tensor
 
-from cloche import files, rng
+from cloche import rng, trust
 from cloche.config import Frozen
 from cloche.data.chunk import Chunk, Order, Part
 from cloche.errors import FAILED, INTERRUPTED, STOPPED, UserError
@@ -193,7 +193,7 @@ def start(job: Job, run: Run) -> tuple[State, Place]:
     found = run.last()
     if found is None:
         return state, Place(0, 0, 0)
-    with files.believing(run.path / "checkpoints" / f"step-{run.last_saved}"):
+    with trust.believing(run.path / "checkpoints" / f"step-{run.last_saved}"):
         state.restore(*found)
     return state, Place(**found[1]["place"])
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from torch import Tensor
 
-from cloche import files
+from cloche import files, trust
 from cloche.config import Frozen, show
 from cloche.errors import FAILED, UserError
 from cloche.tasks.metrics import NAMES
@@ -154,11 +154,11 @@ class Run:
         if not (self.path / "facts.json").exists():
             return None
         try:
-            found, old = files.read_toml(self.path / "recipe.toml"), read_facts(self.path)
+            found, old = trust.read_toml(self.path / "recipe.toml"), read_facts(self.path)
         except UserError as fault:
             fault.do = _("start anew with --again")
             raise
-        with files.believing(self.path / "recipe.toml"):
+        with trust.believing(self.path / "recipe.toml"):
             self._compare(found, recipe, old, facts, allow)
         return found
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cloche import files
+from cloche import files, trust
 from cloche.build import Data, device_of, nets_of, open_data, precision_of, task_of
 from cloche.config import nearest
 from cloche.data.chunk import Chunk
@@ -186,7 +186,7 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
             _("in Python: cloche.load({path!r}, module=YourModule()).predict(rows)").format(path=str(path)),
         )
     weights, _more = files.read_tensors(path / "model.safetensors")
-    with files.believing(path / "prepare.json"):
+    with trust.believing(path / "prepare.json"):
         if task is None:
             recipe, task = task_of(recipe, prepare, facts)
         if module is None:
@@ -238,8 +238,8 @@ def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
     except UserError as fault:
         fault.do = fault.do or _("Give a folder that cloche train left, or put back from a copy what lacks.")
         raise
-    with files.believing(path / "recipe.toml"):
-        recipe = parse(files.read_toml(path / "recipe.toml"))
+    with trust.believing(path / "recipe.toml"):
+        recipe = parse(trust.read_toml(path / "recipe.toml"))
     return recipe, read_facts(path), read_prepare(path)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloche import files
+from cloche import files, trust
 from cloche.build import Data, precision_of
 from cloche.data.chunk import Chunk
 from cloche.tasks.classify import Classify
@@ -150,7 +150,7 @@ def report(run: str | Path) -> Path:
     """Write a finished run's page again. Returns: its path. Raises: UserError when there is no finished, undamaged run."""
     _recipe, facts, _prepare = read(Path(run))
     checked(Results, Path(run) / "results.json", facts)
-    with files.believing(Path(run)):
+    with trust.believing(Path(run)):
         return write_report(Path(run))
 
 
