@@ -82,9 +82,7 @@ def read_json(path: Path, limit_bytes: int = MOST_TEXT_BYTES) -> object:
 
 def read_bytes(path: Path, limit_bytes: int) -> bytes:
     """A plain file of at most limit_bytes. Raises: UserError "damaged"."""
-    with _reading(path) as (file, length):
-        if length > limit_bytes:
-            raise damaged(path, _("bytes: at most {wanted} allowed, {found} found"), length, limit_bytes)
+    with _reading(path, limit_bytes) as (file, _length):
         return file.read(limit_bytes)
 
 
@@ -210,9 +208,7 @@ def _manifest(kind: str, format: int, listed: dict, facts: dict) -> bytes:
 
 
 def _measured(path: Path, thorough: bool = True) -> dict[str, object]:
-    with _reading(path) as (file, length):
-        if length > MOST_TEXT_BYTES and path.suffix in (".json", ".toml"):  # not hashed, whatever the manifest says
-            raise damaged(path, _("bytes: at most {wanted} allowed, {found} found"), length, MOST_TEXT_BYTES)
+    with _reading(path, MOST_TEXT_BYTES if path.suffix in (".json", ".toml") else 1 << 62) as (file, length):
         return {"bytes": length} | ({"sha256": hashlib.file_digest(file, "sha256").hexdigest()} if thorough else {})
 
 
@@ -290,16 +286,6 @@ def _alive(pid: int) -> bool:
         return error.errno != errno.ESRCH
 
 
-def cache_folder() -> Path:
-    """Where this person's stores lie; CLOCHE_CACHE names another place. Not created here."""
-    if own := os.environ.get("CLOCHE_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "cloche" / "cache"
-    linux = Path.home() / ".cache" / os.environ.get("XDG_CACHE_HOME", "")  # an absolute one replaces what stands before it
-    return (Path.home() / "Library" / "Caches" if sys.platform == "darwin" else linux) / "cloche"
-
-
 @contextmanager
 def _saving(path: Path, count: int):
     """Yields (target, temp, aside) once there is room for count bytes; temp never stays, and an OSError becomes a UserError."""
@@ -375,13 +361,15 @@ def _views(data: Buffers) -> list[memoryview]:
 
 
 @contextmanager
-def _reading(path: Path):
+def _reading(path: Path, limit_bytes: int = 1 << 62):
     """A plain file, opened, and its length; an OSError becomes a UserError that names the file."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # opening a FIFO would wait for a writer
             raise OSError(errno.EINVAL, _("not a plain file"))
         with open(path, "rb") as file:
-            yield file, os.fstat(file.fileno()).st_size
+            if (length := os.fstat(file.fileno()).st_size) > limit_bytes:
+                raise damaged(path, _("bytes: at most {wanted} allowed, {found} found"), length, limit_bytes)
+            yield file, length
     except OSError as error:
         raise UserError(_("cannot read {path}").format(path=path), error.strerror or str(error), code=FAILED, name="damaged") from error
 

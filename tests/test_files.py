@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 
 from cloche import files
+from cloche.data import store
 from cloche.errors import FAILED, STOPPED, WRONG_INPUT, UserError
 from cloche.files import (
     Lock,
@@ -291,6 +292,7 @@ def test_limit_of_the_file_size_keeps_the_old_file(tmp_path, python):
     code = """if True:
         import json, os, resource, sys
         from cloche import files
+from cloche.data import store
         path = files.Path(sys.argv[1], "a")
         files.durable_write(path, b"old")
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -310,6 +312,7 @@ def test_limit_of_the_file_size_keeps_the_old_file(tmp_path, python):
 CRASH = """if True:
     import hashlib, json, os, random, signal, sys, time
     from cloche import files
+from cloche.data import store
 
     folder, trials = files.Path(sys.argv[1]), int(sys.argv[2])
     one, step = folder / "one", folder / "step-1"
@@ -1114,4 +1117,4 @@ def test_cache_folder(monkeypatch, platform, environment, wanted):
     for name, value in ({"HOME": "/home/ann"} | environment).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
-    assert files.cache_folder() == Path(wanted)
+    assert store.cache_folder() == Path(wanted)

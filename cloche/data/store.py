@@ -10,6 +10,7 @@ import io
 import json
 import os
 from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,16 @@ def _is_text(path: Path) -> bool:
         return b"\0" not in f.read(1024)
 
 
+def cache_folder() -> Path:
+    """Where this person's stores lie; CLOCHE_CACHE names another place. Not created here."""
+    if own := os.environ.get("CLOCHE_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "cloche" / "cache"
+    linux = Path.home() / ".cache" / os.environ.get("XDG_CACHE_HOME", "")  # an absolute one replaces what stands before it
+    return (Path.home() / "Library" / "Caches" if sys.platform == "darwin" else linux) / "cloche"
+
+
 def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: None) -> Store:
     """The store of a source, from the cache folder where it is there already, else read and kept.
 
@@ -124,7 +135,7 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
         raise UserError(_("this run was trained on arrays, which are not in its folder"), "", _("in Python: pass the arrays again"))
     options = {"kind": config.kind, "format": FORMAT, **_options(config)}
     key = hashlib.blake2b(json.dumps([_source_key(config.source), options], sort_keys=True).encode(), digest_size=16).hexdigest()
-    folder = files.cache_folder() / "stores" / key
+    folder = cache_folder() / "stores" / key
     if (folder / "manifest.json").exists():
         try:
             return _from(_load(folder), config)
