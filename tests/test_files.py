@@ -292,7 +292,6 @@ def test_limit_of_the_file_size_keeps_the_old_file(tmp_path, python):
     code = """if True:
         import json, os, resource, sys
         from cloche import files
-from cloche.data import store
         path = files.Path(sys.argv[1], "a")
         files.durable_write(path, b"old")
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -312,7 +311,6 @@ from cloche.data import store
 CRASH = """if True:
     import hashlib, json, os, random, signal, sys, time
     from cloche import files
-from cloche.data import store
 
     folder, trials = files.Path(sys.argv[1]), int(sys.argv[2])
     one, step = folder / "one", folder / "step-1"
