@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 
 from cloche import files
+from cloche.data import store
 from cloche.errors import FAILED, STOPPED, WRONG_INPUT, UserError
 from cloche.files import (
     Lock,
@@ -1114,4 +1115,4 @@ def test_cache_folder(monkeypatch, platform, environment, wanted):
     for name, value in ({"HOME": "/home/ann"} | environment).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
-    assert files.cache_folder() == Path(wanted)
+    assert store.cache_folder() == Path(wanted)

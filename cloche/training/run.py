@@ -9,15 +9,15 @@ import json
 import os
 from pathlib import Path
 import re
-import tomllib
 from typing import Any
 
 import tomli_w
 from torch import Tensor
 
-from cloche import files, folders
+from cloche import files, folders, trust
 from cloche.config import show
 from cloche.errors import FAILED, UserError
+from cloche.training.contract import Numbers, checked, read_facts
 from cloche.training.log import say
 from cloche.training.parallel import Group
 from cloche.words import _, listed
@@ -27,6 +27,7 @@ SEALED = ("recipe.toml", "prepare.json", "facts.json", "model.safetensors", "res
 # in the order in which --again removes them: cut short anywhere, what is left is still a run's, and no finished one
 POISONED = "nonfinite.json"
 OURS = ("manifest.json", POISONED, "checkpoints", "events.jsonl", "report", "README.md", *SEALED[::-1])
+MOST_LOG_BYTES = 256 << 20  # a year of steps
 EXACT = ("fingerprint", "threads", "device", "torch", "cloche")  # facts that bits depend on
 
 
@@ -69,6 +70,8 @@ class Run:
         except UserError as fault:
             why = getattr(fault.__cause__, "strerror", "") or fault.what
             raise UserError(_("cannot make the folder {path}").format(path=self.path), why, choose, name="read-only") from None
+        for name in (".lock", *OURS):
+            files.inside(self.path, name, manifest=True)
         self.lock = files.Lock(self.path)
         self.lock.__enter__()
         for folder in filter(Path.is_dir, (self.path, self.path / "checkpoints", self.path / "report")):
@@ -77,20 +80,20 @@ class Run:
             self._clear()
         if not (self.path / "facts.json").exists():
             return None
-        found = self.recipe()
-        self._compare(found, recipe, files.read_json(self.path / "facts.json"), facts, allow)
+        found, old = self.recipe(), read_facts(self.path)
+        with trust.believing(self.path / "recipe.toml"):
+            self._compare(found, recipe, old, facts, allow)
         if self.finished:
             self.group.done("begun")
         return found
 
     def recipe(self) -> dict[str, Any]:
         """The tables that the folder was begun with."""
-        path = self.path / "recipe.toml"
         try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
-            what, anew = _("{path} cannot be read").format(path=path), _("start anew with --again")
-            raise UserError(what, str(fault), anew, code=FAILED, name="damaged") from None
+            return trust.read_toml(self.path / "recipe.toml")
+        except UserError as fault:
+            fault.do = _("start anew with --again")
+            raise
 
     def close(self) -> None:
         if self.lock is not None:
@@ -113,7 +116,7 @@ class Run:
 
     def left_out(self, rewind: bool) -> list[int]:
         """The rows that this run does without; with rewind also those of the step that ended it."""
-        was = files.read_json(self.path / "facts.json").get("skipped", []) if (self.path / "facts.json").exists() else []
+        was = read_facts(self.path).get("skipped", []) if (self.path / "facts.json").exists() else []
         if not rewind or not self.group.leads:
             return was
         if not (self.path / POISONED).exists():
@@ -128,7 +131,7 @@ class Run:
         """The chunks of a step, whatever the number of processes: those the run was begun with, if it asked for the same; else
         `asked`, raised to a multiple of the processes."""
         size, begun = self.group.size, (self.path / "facts.json").exists() and not again
-        if begun and files.read_json(self.path / "facts.json").get("asked_chunks") == asked:
+        if begun and read_facts(self.path).get("asked_chunks") == asked:
             asked = self.recipe()["train"]["chunks"]
         raised = -(-asked // size) * size
         if raised != asked:
@@ -195,8 +198,9 @@ class Run:
         if found:
             self.last_saved, folder = found[-1]
             try:
-                files.check_manifest(folder, "cloche checkpoint", thorough=False)
-                numbers = files.read_json(folder / "place.json")
+                files.inside(self.path, f"checkpoints/{folder.name}")
+                files.check_manifest(folder, "cloche checkpoint", thorough=False, names=("place.json", "state.safetensors"))
+                numbers = checked(Numbers, folder / "place.json")
                 self.spent_s = numbers["seconds"]
                 state, keep = (files.read_tensors(folder / "state.safetensors")[0], numbers), numbers["events_bytes"]  # names the tensor
                 files.check_manifest(folder, "cloche checkpoint")
@@ -255,7 +259,7 @@ class Run:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a run; a last line cut short by a crash is dropped."""
     log = path / "events.jsonl"
-    lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.exists() else []
+    lines = files.read_bytes(files.inside(path, log.name), MOST_LOG_BYTES).decode().split("\n")[:-1] if os.path.lexists(log) else []
     return [json.loads(line) for line in lines]
 
 

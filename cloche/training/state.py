@@ -129,6 +129,9 @@ class State:
             self.seen, self.epoch_seen = ({k: torch.zeros_like(t) for k, t in s.items()} for s in (self.seen, self.epoch_seen))
         self.best_value = tuple(-math.inf if v is None else v for v in numbers["best_value"])  # type: ignore[assignment]
         self.best_step, self.waited = numbers["best_step"], numbers["waited"]
+        like = {k: t.shape for k, t in self.weights().items()}
+        if any(found and {k: t.shape for k, t in found.items()} != like for found in (self.best, self.ema)):
+            raise ValueError("the best weights or their average are of another net")
 
     def joined(self) -> dict[str, Tensor]:
         """The carry of all lanes."""

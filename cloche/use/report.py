@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloche import files, folders
+from cloche import files, folders, trust
 from cloche.build import Data, precision_of
 from cloche.tasks.classify import Classify
 from cloche.tasks.metrics import NAMES, SHARES, given, told
 from cloche.tasks.regress import Regress
+from cloche.training.contract import Results, checked
 from cloche.training.run import read_events
 from cloche.use import draw, story
 from cloche.use.explain.inside import inside
@@ -141,17 +142,20 @@ def short(value: float) -> str:
 
 def report(run: str | Path) -> Path:
     """Write a finished run's page again. Returns: its path. Raises: UserError when there is no finished, undamaged run."""
-    read(Path(run))
-    return write_report(Path(run))
+    _recipe, facts, _prepare = read(Path(run))
+    checked(Results, Path(run) / "results.json", facts)
+    with trust.believing(Path(run)):
+        return write_report(Path(run))
 
 
 def write_report(path: Path) -> Path:
     """RUN/report/index.html from what lies in RUN."""
-    recipe, events, out = (path / "recipe.toml").read_text(encoding="utf-8"), read_events(path), path / "report" / "index.html"
+    recipe, events, out = (path / "recipe.toml").read_text(encoding="utf-8"), read_events(path), files.inside(path, "report/index.html")
     facts, r = (files.read_json(path / f"{name}.json") for name in ("facts", "results"))
     labels, epochs = facts["labels"], [e for e in events if e["kind"] == "epoch"]
     words = _words(path, tomllib.loads(recipe), facts, r) | dict(zip(("verdict", "evidence"), verdict(epochs, r), strict=True))
-    drawn = files.read_json(path / INSIDE, limit_bytes=64 << 20) if (path / INSIDE).exists() else {}
+    drawn = files.inside(path, INSIDE.as_posix())
+    drawn = files.read_json(drawn, limit_bytes=64 << 20) if drawn.exists() else {}
     frame = '<figure><figcaption class="line">{title}</figcaption>{figure}</figure>'
     pairs = [(s["name"], s["true"], s["answer"]["text"]) for s in r["samples"]]
     samples = [[name, true, said, "" if true == said else "✗"] for name, true, said in pairs]

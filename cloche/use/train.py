@@ -17,9 +17,9 @@ from cloche import __version__
 from cloche.build import Data, device_of, facts_of, job_of, nets_of, open_data, precision_of, task_of
 from cloche.config import Fault, Frozen, RecipeError
 from cloche.data.chunk import Chunk
-from cloche.data.store import Store
+from cloche.data.store import Store, cache_folder
 from cloche.errors import UserError
-from cloche.files import cache_folder, read_json
+from cloche.files import read_json
 from cloche.recipe import Recipe, change, find, parse
 from cloche.tasks import Task
 from cloche.tasks.metrics import Nets
