@@ -32,7 +32,7 @@ TINY = [
     "--epochs",
     "1",
 ]
-VERBS = ("train", "evaluate", "predict", "generate", "explain", "report", "list")
+VERBS = ("train", "verify-resume", "evaluate", "predict", "generate", "explain", "report", "list")
 
 
 pytestmark = pytest.mark.usefixtures("quiet_machine")
@@ -79,7 +79,7 @@ def command(*argv: str, first: str = "", **how) -> subprocess.CompletedProcess:
 def test_help_names_every_verb_and_the_first_command(words, cloche):
     code, out, err = cloche(*words)
     assert code == DONE and err == "" and "Start with: cloche train digits" in out
-    assert set(re.findall(r"^    (\w+)  ", out, re.M)) == set(VERBS)
+    assert set(re.findall(r"^    ([\w-]+)(?:  |$)", out, re.M)) == set(VERBS)
     assert max(map(len, out.splitlines())) <= 100
 
 

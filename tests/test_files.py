@@ -355,7 +355,7 @@ CRASH = """if True:
 
         pid = child(body)
         os.close(w)
-        time.sleep(random.Random(seed).uniform(0, 2.2 * dt_s))
+        time.sleep(random.Random(seed).uniform(0, 4 * dt_s))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         acks = os.fdopen(r, "rb").read()

@@ -273,6 +273,7 @@ FIELDS = [
 ]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("family", "name", "verbs", "values"), FIELDS, ids=[f"{f} {n} {v}" for f, n, v, _values in FIELDS])
 def test_no_field_says_what_it_likes(family, name, verbs, values, whole, tmp_path):
     run = copy(whole(family), tmp_path / "run")
@@ -534,6 +535,7 @@ def optimised(*argv: object, flags: tuple[str, ...]) -> tuple[int, object]:
     return done.returncode, found
 
 
+@pytest.mark.faults
 def test_the_commands_do_the_same_without_asserts(half, home, tmp_path):
     train = command("columns", home, tmp_path / "run")
     wanted = (DONE, DONE, DONE, DONE, DONE, WRONG_INPUT, FAILED, FAILED)

@@ -7,7 +7,6 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, model_v
 
 from cloche import files
 from cloche.config import Frozen
-from cloche.tasks.metrics import NAMES
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Size = Annotated[float, Field(ge=0, lt=1e18)]
@@ -41,7 +40,7 @@ class Results(Frozen):
     model_config = ConfigDict(extra="allow")
 
     part: Literal["train", "validation", "test"]
-    headline: Literal[tuple(NAMES)]  # type: ignore[valid-type]
+    headline: Annotated[str, Field(max_length=100)]
     metrics: dict[str, float]
     interval: Annotated[list[float | None], Field(min_length=2, max_length=2)]
     baselines: dict[str, float]
@@ -57,7 +56,7 @@ class Results(Frozen):
         k, table, matrix = len((info.context or {"labels": []})["labels"]), self.per_class, self.confusion or []
         if self.headline not in self.metrics or (table and (len(table) < 5 or {len(v) for v in table.values()} != {k})):
             raise ValueError("the figures of each class do not fit")
-        if {len(matrix), *map(len, matrix)} - {0, k} or (self.interval[0] is None) != (self.interval[1] is None):
+        if (matrix and {len(matrix), *map(len, matrix)} != {k}) or (self.interval[0] is None) != (self.interval[1] is None):
             raise ValueError("the confusion matrix does not fit")
         return self
 

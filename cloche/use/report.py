@@ -159,17 +159,17 @@ def write_report(path: Path) -> Path:
     frame = '<figure><figcaption class="line">{title}</figcaption>{figure}</figure>'
     pairs = [(s["name"], s["true"], s["answer"]["text"]) for s in r["samples"]]
     samples = [[name, true, said, "" if true == said else "✗"] for name, true, said in pairs]
-    values = {k: escape(str(v)) for k, v in words.items()} | _field(r["extras"].get("plane", {}), labels)
+    values = {k: escape(str(v)) for k, v in words.items()}
     values |= {
         "recipe": escape(recipe),
-        "course": _course(epochs, events, r),
         "layers": _table(layer_table(r["layers"]), "names"),
         "per_class": _classes(r["per_class"], r["extras"]["counts"], labels) if "per_class" in r else "",
-        "confusion": _confusion(r.get("confusion") or [], labels),
         "samples": _table([[_("example"), _("true"), _("answered"), ""], *samples], "names"),
         "wrong": _wrong(r["extras"]["wrong"], labels),
         "inside": "".join(frame.format(title=escape(title), figure=figure) for title, figure in drawn.items()),
-    }
+    }  # first what a damaged folder fails at, then what takes time to draw
+    values |= {"course": _course(epochs, events, r), "confusion": _confusion(r.get("confusion") or [], labels)}
+    values |= _field(r["extras"].get("plane", {}), labels)
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     page = re.sub(r"<!--if (\w+)-->(.*?)<!--/if-->", lambda m: m[2] if values[m[1]] else "", page, flags=re.DOTALL)
     page = re.sub(r'_\("([^"]*)"\)', lambda m: escape(_(m[1])).replace("$", "$$"), page)
