@@ -28,7 +28,7 @@ from cloche.training.contract import Results, checked
 from cloche.training.run import read_events
 from cloche.use import draw, story
 from cloche.use.explain.inside import inside
-from cloche.use.explain.layers import layer_table
+from cloche.use.layers import layer_table
 from cloche.use.model import Model, read
 from cloche.words import _, _n, duration, language, listed, number, percent
 

@@ -34,7 +34,7 @@ from cloche.training.precision import trial
 from cloche.training.run import Run
 from cloche.training.speed import flops_of, limit_of, threads_for
 from cloche.use import story
-from cloche.use.explain.layers import ledger
+from cloche.use.layers import ledger
 from cloche.use.model import Judge, Model, judged, load, read_prepare
 from cloche.words import _, listed
 
