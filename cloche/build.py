@@ -170,4 +170,5 @@ def job_of(recipe: Recipe, data: Data, task: Task, nets: dict[str, nn.Module], f
 
 
 def precision_of(recipe: Recipe) -> Precision:
-    return Precision(*(v if v != "auto" else plain for v, plain in ((recipe.train.precision, "fp32"), (recipe.train.layout, "plain"))))
+    asked = (recipe.train.precision, recipe.train.layout, recipe.train.matmul)
+    return Precision(*(plain if found == "auto" else found for found, plain in zip(asked, ("fp32", "plain", "default"), strict=True)))

@@ -322,6 +322,7 @@ ELSEWHERE = {
     "train.patience": "test_loop.py",
     "train.log_steps": "test_loop.py",
     "train.ema": "test_loop.py",
+    "train.matmul": "test_precision.py",
     "train.layout": "test_the_trial_chooses_a_layout, and plain everywhere",
     "train.device": "cpu here, cuda:7 in test_loop.py",
     "net.text.kind": "there is one",

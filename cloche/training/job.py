@@ -34,6 +34,7 @@ class TrainConfig(Frozen):
     layout: Literal["auto", "plain", "channels_last"] = Field(
         "auto", description=_("memory layout of pictures; auto tries on this machine")
     )
+    matmul: Literal["auto", "default", "onednn"] = Field("auto", description=_("what multiplies float32 matrices on a CPU; auto tries"))
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description=_("where it is trained: auto, cpu, cuda, cuda:1"))
 
 

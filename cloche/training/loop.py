@@ -35,7 +35,7 @@ def loop(job: Job, run: Run, progress: Progress | None = None) -> tuple[Place, C
     clock, progress = Clock(run.save_s), progress or Progress(job.epochs, job.noun, quiet=True)
     run.looping = True
     try:
-        with rng.apart(job.train.device):
+        with rng.apart(job.train.device), job.precision.products():
             state, place = start(job, run)
             with job.group.watched(lambda: place.step + 1):
                 # an epoch that was read but not validated when the run was stopped has an index still

@@ -56,7 +56,8 @@ def machine(recipe: Recipe, facts: dict[str, Any]) -> str:
     tried = facts.get("tried") or {}
     what = recipe.train.precision + (_(" and channels-last") if recipe.train.layout == "channels_last" else "")
     text = f"{facts['device']} · " + _n("{n} thread", "{n} threads", facts["threads"]).format(n=facts["threads"]) + f" · {what}"
-    plain, mine = tried.get("fp32 plain"), tried.get(f"{recipe.train.precision} {recipe.train.layout}")
+    what += _(", products by oneDNN") if recipe.train.matmul == "onednn" else ""
+    plain, mine = tried.get("fp32 plain default"), tried.get(f"{recipe.train.precision} {recipe.train.layout} {recipe.train.matmul}")
     if plain and mine and plain > 1.05 * mine:
         text += _(": {ratio}× plain fp32 here").format(ratio=number(plain / mine, 1))
     return f"{'  ' + _('machine'):<10} {text}"

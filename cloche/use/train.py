@@ -30,13 +30,15 @@ from cloche.training.log import Progress, say
 from cloche.training.loop import loop
 from cloche.training.parallel import Group
 from cloche.training.parallel import group as processes
-from cloche.training.precision import trial
+from cloche.training.precision import Precision, onednn_is_exact, trial
 from cloche.training.run import Run
 from cloche.training.speed import flops_of, limit_of, threads_for
 from cloche.use import story
 from cloche.use.layers import ledger
 from cloche.use.model import Judge, Model, judged, load, read_prepare
 from cloche.words import _, listed
+
+MEASURED = ("precision", "layout", "matmul")  # keys of [train]: what was measured when a run began is read, not measured again
 
 
 class Options(Frozen):
@@ -112,7 +114,7 @@ def _train_recipe(recipe: Recipe, run: Run, options: Options, store: Store | Non
                     write_report(path)
             else:
                 if found is not None:  # what was measured when the run began is read, not measured again
-                    recipe = recipe.but(train={k: found["train"][k] for k in ("precision", "layout") if getattr(recipe.train, k) == "auto"})
+                    recipe = recipe.but(train={k: found["train"][k] for k in MEASURED if getattr(recipe.train, k) == "auto"})
                 facts["skipped"] = run.left_out(options.rewind)
                 tell(story.opening(path.name, recipe, opened, facts))
                 train_job(recipe, opened, task, nets, run, facts, first, options)
@@ -202,11 +204,13 @@ def judges(recipe: Recipe, labels: list[str], device: torch.device, tell: Callab
 
 def choose_precision(recipe: Recipe, job: Job, chunk: Any, flops: float) -> tuple[Recipe, dict[str, float]]:
     """Number format and layout: tried where a step is work enough for it to pay; everything else keeps float32."""
-    if threads_for(flops * recipe.train.batch, 2) == 1:
-        keep = {"precision": precision_of(recipe).dtype, "layout": precision_of(recipe).layout}
-        return recipe.but(train=keep), {}
-    chosen, tried = trial(job.nets, job.task, chunk, recipe.train.precision, recipe.train.layout)
-    return recipe.but(train={"precision": chosen.dtype, "layout": chosen.layout}), tried
+    if recipe.train.matmul == "onednn" and not onednn_is_exact():
+        told = _("on this machine oneDNN would round float32 products to bfloat16")
+        raise RecipeError([Fault('train.matmul = "onednn"', told, 'train.matmul = "auto"')])
+    chosen, tried = precision_of(recipe), {}
+    if threads_for(flops * recipe.train.batch, 2) > 1:
+        chosen, tried = trial(job.nets, job.task, chunk, Precision(recipe.train.precision, recipe.train.layout, recipe.train.matmul))
+    return recipe.but(train={"precision": chosen.dtype, "layout": chosen.layout, "matmul": chosen.matmul}), tried
 
 
 def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
