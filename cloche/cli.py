@@ -105,6 +105,7 @@ def parser() -> Parser:
     p.add_argument("--out", metavar="FOLDER", help=_("where the pictures go; RUN/report if not given"))
     p.add_argument("--data", metavar="PATH", help=_("the data, in place of the recipe's"))
     _settable(p)
+    verb("check", _("what this machine can do, and what would make it faster"), takes_run=False)
     verb("report", _("write a run's page again"))
     p = verb("list", _("recipes, nets, tasks, data, optimizers, every key; or the JSON schema"), takes_run=False)
     p.add_argument("what", nargs="?", default="recipes", choices=["recipes", "nets", "tasks", "data", "optim", "train", "schema"])
@@ -220,6 +221,10 @@ def _done(args: argparse.Namespace) -> tuple[Any, str]:
             from cloche.use.explain import explain
 
             return explain(args.what, args.input, label=args.label, at=args.at, out=args.out, data=args.data, sets=_sets(args))
+        case "check":
+            from cloche.use.check import check
+
+            return check()
         case "report":
             from cloche.use.report import report
 

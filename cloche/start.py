@@ -16,6 +16,9 @@ T0 = time.perf_counter() - time.process_time()  # when the process began, but fo
 SETTINGS = ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20))
 
 
+tuned = False  # whether the allocator setting is in force
+
+
 def calm_threads() -> None:
     """A thread that waits for another soon gives its core away. With OpenMP's own patience a small net trained a third as fast beside
     other work (11 000 against 32 000 pictures/s, one run each); on an idle machine the primer's net showed no difference."""
@@ -29,4 +32,6 @@ def tune_allocator() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):  # musl has no mallopt
         return False
-    return all(libc.mallopt(option, value) for option, value in SETTINGS)
+    global tuned
+    tuned = all(libc.mallopt(option, value) for option, value in SETTINGS)
+    return tuned

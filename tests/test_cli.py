@@ -32,7 +32,7 @@ TINY = [
     "--epochs",
     "1",
 ]
-VERBS = ("train", "verify-resume", "evaluate", "predict", "generate", "explain", "report", "list")
+VERBS = ("train", "verify-resume", "evaluate", "predict", "generate", "explain", "check", "report", "list")
 
 
 pytestmark = pytest.mark.usefixtures("quiet_machine")
@@ -264,7 +264,7 @@ def test_training_digits_prints_what_LOOK_shows_in_100_columns(cloche, monkeypat
         r"epoch 1/1 ━{20} loss \d\.\d{3}  accuracy [\d.]+ %  validation [\d.]+ %   [\d ]+ pictures/s",
         r"test       accuracy [\d.]+ %  \(95 % interval [\d.]+–[\d.]+, n = 3\d\d, seed 0\)",
         r'           always answering "\d": [\d.]+ %      hardest: \d, read as \d in \d+ of \d+',
-        r"speed      \d+ % of what this machine can multiply \([\d. ]+ of 1 GFLOP/s\) · waiting for data \d+ %",
+        r"speed      \d+ % of what this machine can multiply \([\d. ]+ of 1 GFLOP/s\) · waiting for data \d+ % · [\d.]+ [MG]B of memory",
         r"runs/digits in [\d.]+ s   look   runs/digits/report/index\.html",
         r" +inside cloche explain runs/digits",
         r" +try    cloche predict runs/digits my\.png",
@@ -431,3 +431,29 @@ def test_folds_test_every_row_once(cloche):
     assert code == DONE and found["n"] == 100 and found["by"] == "fold" and len(found["each"]) == 2
     a, b = (each["accuracy"] for each in found["each"])
     assert found["metrics"]["accuracy"] == pytest.approx((a + b) / 2)
+
+
+def test_check_measures_this_machine(cloche):
+    code, out, _err = cloche("check", "--json")
+    found = json.loads(out)
+    assert code == DONE and found["limits"]["fp32"] > 1e8 and found["limits"]["copy"] > 1e8 and found["cores"] >= 1
+    code, out, _err = cloche("check")
+    assert code == DONE and "GFLOP/s" in out and "GB/s" in out and out.splitlines()[-1].strip()
+
+
+@pytest.mark.parametrize(
+    "facts, said",
+    [
+        ({"threads": 1}, "PyTorch uses 1 of 4 cores"),
+        ({"load": 3.5}, "load 3.5"),
+        ({"allocator": False}, "CLOCHE_ALLOCATOR"),
+        ({"limits": {"fp32": 1e11}}, "does not multiply bfloat16"),
+        ({}, ""),
+    ],
+)
+def test_check_says_what_would_help_and_nothing_else(facts, said):
+    from cloche.use.check import _advice
+
+    fine = {"threads": 4, "cores": 4, "load": 0.1, "allocator": True, "gpus": [], "torch": "2.13.0+cpu", "limits": {"bf16": 1e12}}
+    found = _advice(fine | facts)
+    assert (len(found) == 1 and said in found[0]) if said else found == []

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 import time
 from typing import Any
 
@@ -12,6 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from cloche.data.chunk import Chunk
 from cloche.tasks import Task
 from cloche.tasks.metrics import Nets
+
+if sys.platform == "win32":
+    resource = None
+else:
+    import resource
 
 Shape = tuple[int, ...]
 
@@ -57,6 +63,28 @@ def flops_of(nets: Nets, task: Task, chunk: Chunk) -> float:
 def threads_for(flops: float, threads: int) -> int:
     """One thread for steps of less than a millisecond: with more, waiting for each other costs more than the work."""
     return 1 if flops < 1e8 else threads
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of the device's memory, or of the machine's; 0 where nobody counts them."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def copy_limit(device: torch.device, rounds: int = 8) -> float:
+    """Bytes a second that the best of a few copies read and wrote, of 128 MB that no cache holds."""
+    a, best = torch.zeros(1 << 25, device=device), float("inf")
+    b = torch.empty_like(a)
+    for _ in range(rounds):
+        t0 = time.perf_counter()
+        b.copy_(a)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - t0)
+    return 2 * a.nbytes / best
 
 
 def limit_of(dtype: str, device: torch.device, n: int = 1024, rounds: int = 12) -> float:

@@ -32,7 +32,7 @@ from cloche.training.parallel import Group
 from cloche.training.parallel import group as processes
 from cloche.training.precision import Precision, onednn_is_exact, trial
 from cloche.training.run import Run
-from cloche.training.speed import flops_of, limit_of, threads_for
+from cloche.training.speed import flops_of, limit_of, peak_memory, threads_for
 from cloche.use import story
 from cloche.use.layers import ledger
 from cloche.use.model import Judge, Model, judged, load, read_prepare
@@ -229,6 +229,7 @@ def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
         "flops_per_s": flops * rate,
         "limit_flops_per_s": limit,
         "share_of_limit": flops * rate / limit,
+        "peak_memory_bytes": peak_memory(job.train.device),
         "waiting_frac": clock.waiting_s / total,
         "cold_s": round(clock.first_step_at - t0, 3),
         "training_s": round(total, 3),
