@@ -45,6 +45,8 @@ def loop(job: Job, run: Run, progress: Progress | None = None) -> tuple[Place, C
                     clock.save(run, state, place)
     finally:
         run.looping = False
+    if run.stop:  # it came too late for a step or a validation to see it; what follows may take minutes
+        raise stopped(run.stop)
     run.best_step = state.best_step if state.best else place.step
     state.load_weights(state.best or state.chosen())
     return place, clock
