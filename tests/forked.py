@@ -107,11 +107,13 @@ class Family:
     """A shipped recipe made small, with its command."""
 
     def __init__(self, name: str, *more: str, steps: str = "") -> None:
+        fixed = ["train.layout=plain", "train.device=cpu", "train.log_steps=3"]  # what two unbroken runs might choose differently
+        fixed += [] if any(s.startswith("train.precision") for s in more) else ["train.precision=fp32"]
         sets = [s for s in SMALL[name] if not (steps and re.match(r"train\.(steps|epochs)=", s))] + (
             [f"train.steps={steps}"] if steps else []
         )
         self.name = name
-        self.sets = [w for s in ("train.layout=plain", "train.device=cpu", "train.log_steps=3", *sets, *more) for w in ("--set", s)]
+        self.sets = [w for s in (*fixed, *sets, *more) for w in ("--set", s)]
 
     def command(self, out: Path) -> list[str]:
         return ["train", f"recipe:{self.name}", "--out", str(out), *self.sets]
