@@ -23,11 +23,27 @@ SMALL = {
     "curve": ["train.epochs=30"],
     "dates": ["data.rows=600", "net.width=32", "net.layers=1", "train.steps=60", "train.test_batch=64"],
     "dialtones": ["data.rows=60", "net.width=16", "net.stack=1", "train.steps=20"],
-    "digits": ["data.pixels=12", "data.channels=1", "net.stages=[[4],[8]]", "net.hidden=16", "train.epochs=20"],
+    "digits": [
+        "data.pixels=12",
+        "data.channels=1",
+        "net.stages=[[4],[8]]",
+        "net.hidden=16",
+        "net.norm=batch",
+        "net.dropout=0.2",
+        "train.epochs=20",
+    ],
     "digits-diffusion": ["net.width=16", "train.steps=22", 'task.judge=""', "task.samples=6", "task.steps=2"],
     "digits-mlp": ["train.epochs=24", "train.ema=0.9"],
     "digits-rows": ["net.width=32", "train.epochs=10"],
-    "primer-walkthrough": ["data.pixels=12", "data.channels=1", "net.stages=[[4,4]]", "net.hidden=16", "net.dropout=0.2", "train.epochs=8"],
+    "primer-walkthrough": [
+        "data.pixels=12",
+        "data.channels=1",
+        "net.stages=[[4,4]]",
+        "net.hidden=16",
+        "net.norm=batch",
+        "net.dropout=0.2",
+        "train.epochs=8",
+    ],
     "pydocs": ["net.width=32", "net.layers=1", "net.heads=2", "data.vocabulary=300", "data.window=64", "train.steps=160"],
     "pydocs-lstm": ["net.width=24", "data.vocabulary=300", "train.steps=200"],
     "spirals": ["train.epochs=40"],
@@ -106,7 +122,7 @@ for line in sys.stdin:
 class Family:
     """A shipped recipe made small, with its command."""
 
-    def __init__(self, name: str, *more: str, steps: str = "") -> None:
+    def __init__(self, name: str, *more: str, steps: int = 0) -> None:
         fixed = ["train.layout=plain", "train.device=cpu", "train.log_steps=3"]  # what two unbroken runs might choose differently
         fixed += [] if any(s.startswith("train.precision") for s in more) else ["train.precision=fp32"]
         sets = [s for s in SMALL[name] if not (steps and re.match(r"train\.(steps|epochs)=", s))] + (
