@@ -68,6 +68,14 @@ def write_folder(path: Path, files: dict[str, Buffers], kind: str, facts: dict) 
         os.replace(temp, target)
 
 
+def remove_folder(path: Path) -> None:
+    """path goes at once: half deleted, it has a temporary name. Raises: OSError where it may not go."""
+    temp = path.with_name(f".{path.name[:40]}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
+    os.replace(path, temp)
+    _sync_folder(path.parent)
+    _clear(temp)
+
+
 def write_json(path: Path, obj: object) -> str:
     """obj as JSON, one value a line; a NaN is a ValueError. Returns the sha256."""
     text = json.dumps(obj, allow_nan=False, indent=1, ensure_ascii=False) + "\n"

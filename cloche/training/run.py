@@ -4,11 +4,11 @@ recipe.toml, prepare.json and facts.json stand before the first step; events.jso
 manifest.json comes last of all and marks a finished run.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
 import re
-import shutil
 import tomllib
 from typing import Any
 
@@ -174,7 +174,8 @@ class Run:
         parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers).encode()}
         files.write_folder(self.path / "checkpoints" / f"step-{step}", parts, "cloche checkpoint", {})
         for _step, folder in self._checkpoints()[:-KEEP]:
-            shutil.rmtree(folder, ignore_errors=True)  # a scanner may hold it; the next save tries again
+            with contextlib.suppress(OSError):  # a scanner may hold it; the next save tries again
+                files.remove_folder(folder)
 
     def last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint, with the event log cut to where it stood then.
@@ -208,7 +209,8 @@ class Run:
         files.write_json(self.path / "results.json", results)
         files.durable_write(self.path / "README.md", card.encode())
         files.write_manifest(self.path, KIND, list(SEALED))
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)  # the weights are durable by now
+        with contextlib.suppress(OSError):
+            files.remove_folder(self.path / "checkpoints")  # the weights are durable by now
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         folder = self.path / "checkpoints"
@@ -217,7 +219,7 @@ class Run:
     def _clear(self) -> None:
         """Remove what a run leaves, and nothing else. The manifest goes first: a half-cleared folder is not a finished run."""
         for path in (self.path / name for name in OURS):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            files.remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
     def _compare(self, was: dict[str, Any], now: dict[str, Any], old: dict[str, Any], new: dict[str, Any], allow: tuple[str, ...]) -> None:
         """A finished run needs the same recipe and data; one to go on with also the same threads, device and versions."""
