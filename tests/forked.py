@@ -51,7 +51,7 @@ SMALL = {
 NEEDS_DATA = {"mnist", "fashion-mnist"}  # a person brings it: not run here
 
 PARENT = """
-import json, os, sys
+import json, os, sys, time
 from cloche import start
 start.tune_allocator()
 import torch
@@ -59,7 +59,7 @@ import torch._dynamo  # what the first step would import: a second a start
 import matplotlib.backends.backend_agg
 import matplotlib.backends.backend_svg
 import sklearn.datasets
-from cloche import cli
+from cloche import cli, rng
 from cloche.data import prepare
 from cloche.tasks import metrics
 from cloche.training import loop, run
@@ -67,20 +67,23 @@ from cloche.use import explain, report, train
 
 torch.set_num_threads(1)
 train.limit_of = lambda *given: 1e9
+SLOW_S = {"step": 0.02, "chunk": 0.1}
 if len(os.listdir("/proc/self/task")) != 1:
     sys.exit("threads before the fork")
 
 
-def child(argv, fd, errors):
+def child(argv, fd, errors, slow, before):
     def tell(word):
         os.write(fd, word.encode() + b"\\n")
+        if word == slow:
+            time.sleep(SLOW_S.get(slow, 60))
 
     def told(owner, name, before=None, after=None):
         real = getattr(owner, name)
 
         def calling(*given, **named):
-            if before:
-                tell(before(*given))
+            if before and (word := before(*given)):
+                tell(word)
             found = real(*given, **named)
             if after:
                 tell(after(*given))
@@ -95,25 +98,32 @@ def child(argv, fd, errors):
     told(run.Run, "save", lambda run, step, *_: f"save {step}", lambda run, step, *_: f"saved {step}")
     told(loop, "step", None, lambda *_: "step")
     told(loop, "evaluate", lambda *_: "validation", lambda *_: "step")
+    told(rng, "chunk_seed", lambda *given: "chunk" if given[3] == -1 else "")  # each chunk of an evaluation
     told(train, "judged", lambda *_: "evaluation")
     told(report, "draw_inside", lambda *_: "report")
     tell("start")
-    stderr = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(stderr, 2)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    exec(before, globals() | locals())
     code = cli.run(argv)
     os._exit(code)
 
 
 for line in sys.stdin:
     job = json.loads(line)
+    go, ready = os.pipe()
     pid = os.fork()
     if not pid:
         try:
-            child(job["argv"], int(sys.argv[1]), job["errors"])
+            os.close(ready)
+            os.read(go, 1)
+            child(fd=int(sys.argv[1]), **job)
         finally:
             os._exit(99)
     print(pid, flush=True)
+    sys.stdin.readline()
+    os.close(ready)  # go
+    os.close(go)
     sys.stdin.readline()  # not before it is told: until then the number is nobody else's
     print(os.waitpid(pid, 0)[1], flush=True)
 """
@@ -139,7 +149,7 @@ class Parent:
     """The process that has everything imported and forks a child for each command."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.running = folder, None
         self.words, theirs = os.pipe()
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
         environment = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
@@ -149,13 +159,19 @@ class Parent:
         )  # fmt: skip
         self.theirs = theirs
 
-    def start(self, argv: list[str]) -> "Child":
-        self._write(json.dumps({"argv": argv, "errors": str(self.folder / "stderr.txt")}))
-        return Child(self, int(self.process.stdout.readline()))
+    def start(self, argv: list[str], slow: str = "", before: str = "") -> "Child":
+        """slow: a word after which the child waits. before: a text of Python that it does first."""
+        if self.running:  # of a test that failed
+            self.running.end(9)
+        self._write(json.dumps({"argv": argv, "errors": str(self.folder / "stderr.txt"), "slow": slow, "before": before}))
+        self.running = Child(self, int(self.process.stdout.readline()))
+        self._write("")
+        return self.running
 
     def ended(self) -> int:
         """The exit code of the child, the signal with a minus, once it has ended."""
         self._write("")
+        self.running = None
         return os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
 
     def _write(self, line: str) -> None:
@@ -163,6 +179,8 @@ class Parent:
         self.process.stdin.flush()
 
     def close(self) -> None:
+        if self.running:
+            self.running.end(9)
         self.process.stdin.close()
         self.process.wait(60)
         os.close(self.words)
@@ -208,7 +226,7 @@ class Child:
 
     @property
     def where(self) -> str:
-        """Where it stood when it ended: start-up, resume, loop, save, or evaluation and report."""
+        """Where it stood when it ended: start-up, resume, loop, save, or end (the last evaluation, and the report)."""
         word = self.words[-1].split()[0]
         if word in ("save", "resume"):
             return word
