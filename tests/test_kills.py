@@ -135,12 +135,12 @@ def test_the_command_itself_killed_three_times(parent, chance, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_hundred_kills(parent, chance, tmp_path):
-    """Half at any moment, the others drawn near saves and resumes; it goes on until enough of them have landed there."""
+    """Some at any moment, the others drawn near saves and resumes; it goes on until enough of them have landed there."""
     landed: Counter = Counter()
     runs = {name: Unbroken(parent, name, tmp_path / name) for name in SMALL}
     while landed.total() < 100 or landed["save"] < 10 or landed["resume"] < 5:
         assert landed.total() < 300, f"too few saves and resumes were hit: {landed}"
         for name, unbroken in runs.items():
-            landed += chains(unbroken, tmp_path / name, 3, chance, {"any": 3, "save": 2, "resume": 1})
+            landed += chains(unbroken, tmp_path / name, 3, chance, {"any": 2, "save": 1, "resume": 2})
     print("\n" + "\n".join(f"{where:10} {n:4} {'#' * n}" for where, n in landed.most_common()))
     print(f"{landed.total()} kills, all bits equal, nothing torn, nothing lost")

@@ -5,8 +5,10 @@ in this process, at exact steps. The bits at the end are always those of a run t
 """
 
 import contextlib
+import errno
 import json
 import os
+from pathlib import Path
 import pty
 import random
 import shutil
@@ -18,10 +20,10 @@ import pytest
 from test_resume import CNN, MLP, Place, acting, bits, saving_every, sha, stopped_at
 import torch
 
-from cloche import cli
+from cloche import cli, files
 from cloche.data import chunk as chunks
 from cloche.data import store as stores
-from cloche.errors import DONE, FAILED, STOPPED, WRONG_INPUT
+from cloche.errors import DONE, FAILED, INTERRUPTED, STOPPED, WRONG_INPUT, UserError
 from cloche.training import loop as loops
 from cloche.training.fault import no_memory
 from cloche.training.job import Job
@@ -94,11 +96,15 @@ def test_sigterm_in_every_phase(phase, word, times, parent, points, tmp_path):
 
 
 def test_a_signal_in_the_last_step_is_not_forgotten(mlp, tmp_path):
-    """The steps are done and saved; evaluation and report may take minutes, and wait for the same command."""
-    stopped_at(mlp, tmp_path / "run", 40)
-    assert not (tmp_path / "run/results.json").exists()
-    assert cli.run(mlp.command(tmp_path / "run")) == DONE
-    assert bits(tmp_path / "run") == bits(mlp.whole)
+    """Without a validation nothing in the loop looks for a signal after it; evaluation and report may take minutes."""
+    command = lambda out: mlp.command(out, "--set", "data.validation=0.0", "--set", "train.steps=9")  # noqa: E731
+    assert cli.run(command(tmp_path / "whole")) == DONE
+    with saving_every(7) as patch:
+        acting(patch, 9, lambda: signal.raise_signal(signal.SIGTERM))
+        assert cli.run(command(tmp_path / "run")) == STOPPED
+    assert max(whole(tmp_path / "run")) == 9 and not (tmp_path / "run/results.json").exists()
+    assert cli.run(command(tmp_path / "run")) == DONE
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
 
 
 def test_a_signal_is_no_fault_of_the_cache(mlp, tmp_path, monkeypatch, capsys):
@@ -110,11 +116,11 @@ def test_a_signal_is_no_fault_of_the_cache(mlp, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "n, sets",
-    [(1, []), (2, []), (1, ["train.steps=15"]), (2, ["train.steps=35"])],
+    "n, at, sets",
+    [(1, 20, []), (2, 40, []), (1, 15, ["train.steps=15"]), (2, 35, ["train.steps=35"])],
     ids=["first epoch", "last epoch", "steps end inside the first", "steps end inside the second"],
 )
-def test_stopped_in_a_validation_it_begins_again_where_it_began(n, sets, mlp, tmp_path):
+def test_stopped_in_a_validation_it_begins_again_where_it_began(n, at, sets, mlp, tmp_path):
     command = lambda out: mlp.command(out, *(w for s in sets for w in ("--set", s)))  # noqa: E731
     assert cli.run(command(tmp_path / "whole")) == DONE
     calls, once = [], chunks.Part.once
@@ -130,8 +136,27 @@ def test_stopped_in_a_validation_it_begins_again_where_it_began(n, sets, mlp, tm
         patch.setattr(chunks.Part, "once", signalling)
         assert cli.run(command(tmp_path / "run")) == STOPPED
     assert len([e for e in read_events(tmp_path / "run") if e["kind"] == "epoch"]) == n - 1
+    assert whole(tmp_path / "run") == [at]
     assert cli.run(command(tmp_path / "run")) == DONE
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+
+
+@linux
+def test_two_signals_one_after_the_other(parent, points, tmp_path):
+    """F18: the first saves, the second ends at once, wherever the save is by then; nothing is torn."""
+    command, unbroken = points
+    for n, dt_s in enumerate((0, 0.001, 0.002, 0.004, 0.008)):
+        child = parent.start(command(tmp_path / "run"), slow="step")
+        assert child.listen(60, "step", 2 + n)
+        os.kill(child.pid, signal.SIGTERM)
+        assert n == 4 or child.listen(60, "save")
+        time.sleep(dt_s)
+        assert child.end(signal.SIGINT, seconds=5) in (STOPPED, INTERRUPTED), child.said()
+        assert "cloche itself failed" not in child.said()
+        whole(tmp_path / "run")
+    child = parent.start(command(tmp_path / "run"))
+    assert child.end() == DONE, child.said()
+    assert bits(tmp_path / "run") == bits(unbroken)
 
 
 @linux
@@ -182,11 +207,65 @@ def test_a_clock_that_jumps_changes_nothing(mlp, tmp_path):
 
     with jumping():
         stopped_at(mlp, tmp_path / "run", AT)
-    for n, path in enumerate(sorted((tmp_path / "run").rglob("*"), reverse=True)):
-        os.utime(path, (n, n))  # the newest checkpoint is the oldest by its time
-    with jumping():
+    for n, path in enumerate(sorted((tmp_path / "run").rglob("*"))):
+        os.utime(path, (n, n))  # step-13 before step-7
+    with jumping(), pytest.MonkeyPatch.context() as patch:
+        for at in range(1, AT + 1):
+            acting(patch, at, lambda: pytest.fail("it does not go on from the newest"))
         assert cli.run(mlp.command(tmp_path / "run")) == DONE
     assert bits(tmp_path / "run") == bits(mlp.whole)
+
+
+# --- the disk, and what a run was begun with ---------------------------------------------------------------------------------------
+
+
+def test_a_save_that_fails_deletes_nothing(mlp, tmp_path):
+    """F9: what stands is deleted only when what is newer stands."""
+    out, write = tmp_path / "run", files.write_folder
+    stopped_at(mlp, out, 17)
+    assert whole(out) == [14, 17]
+
+    def failing(path, *given):
+        raise UserError("the disk is full", code=STOPPED, name="disk-full") if path.name == "step-21" else AssertionError(path)
+
+    with saving_every(4) as patch:  # 17 + 4
+        patch.setattr(files, "write_folder", failing)
+        assert cli.run(mlp.command(out)) == STOPPED
+    assert whole(out) == [14, 17] and files.write_folder is write
+    assert cli.run(mlp.command(out)) == DONE
+    assert bits(out) == bits(mlp.whole)
+
+
+def test_a_full_disk_under_the_log_is_said_once(mlp, tmp_path, capsys):
+    """F16: training goes on, the model is the same; the log misses lines, never half of one."""
+    out, append = tmp_path / "run", Path.open
+
+    def full_disk(path, mode="r", *given, **named):
+        if path.name == "events.jsonl" and mode == "a":
+            with append(path, mode, *given, **named) as file:
+                file.write('{"kind": "st')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return append(path, mode, *given, **named)
+
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", full_disk)
+        assert cli.run(mlp.command(out)) == DONE
+    assert capsys.readouterr().err.count("events.jsonl cannot be written (No space left on device); training goes on") == 1
+    assert (out / "events.jsonl").read_text() == "" and sha(out / "model.safetensors") == sha(mlp.whole / "model.safetensors")
+
+
+@pytest.mark.parametrize("name, was", [("torch", "2.0.1"), ("cloche", "0.0.1"), ("device", "cuda")])
+def test_another_version_is_named_and_refused(name, was, mlp, tmp_path, capsys):
+    """F30: both are told; allowed by name it goes on."""
+    out = tmp_path / "run"
+    stopped_at(mlp, out, AT)
+    facts = json.loads((out / "facts.json").read_text())
+    (out / "facts.json").write_text(json.dumps({**facts, name: was}))
+    capsys.readouterr()
+    assert cli.run(mlp.command(out)) == WRONG_INPUT
+    assert f"facts.{name}   there {was}   now {facts[name]}" in capsys.readouterr().err.replace('"', "")
+    assert cli.run(mlp.command(out, "--allow-change", f"facts.{name}")) == DONE
 
 
 # --- no memory ------------------------------------------------------------------------------------------------------------------
@@ -250,24 +329,26 @@ def test_another_fault_of_a_step_is_none_of_memory():
 
 
 def test_allowed_it_goes_on_in_smaller_chunks_and_remembers(cnn, tmp_path, capsys):
-    """F22: said, in the log, in recipe.toml; the plain command goes on with that number."""
-    out = tmp_path / "run"
+    """F22: said, in the log, in recipe.toml; what the failed pass had seen is forgotten; the plain command goes on with that number."""
+    out, killed, by_hand = tmp_path / "run", tmp_path / "killed", tmp_path / "by hand"
+    allowed = ("--allow-change", "train.chunks")
     capsys.readouterr()
-    with full(AT, MemoryError(), most=2) as _, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loops.Clock, "save_is_due", property(lambda clock: len(clock.steps_s) == 7))
-        acting(patch, AT + 3, dying)
-        with pytest.raises(Killed):
-            cli.run(cnn.command(out, "--allow-change", "train.chunks"))
+    with full(AT, MemoryError(), most=2):
+        assert cli.run(cnn.command(out, *allowed)) == DONE
     assert f"no memory for step {AT}: train.chunks = 4 from here on (other bits)" in capsys.readouterr().err
     assert "chunks = 4" in (out / "recipe.toml").read_text()
     assert json.loads((out / "facts.json").read_text())["asked_chunks"] == 2
     assert [e for e in read_events(out) if e["kind"] == "memory"] == [{"kind": "memory", "step": AT - 1, "chunks": 4}]
-    assert cli.run(cnn.command(out)) == DONE
-    by_hand = tmp_path / "by hand"  # the same change of chunks at the same step, asked for by a person
-    stopped_at(cnn, by_hand, AT - 1)
-    assert cli.run(cnn.command(by_hand, "--set", "train.chunks=4", "--allow-change", "train.chunks")) == DONE
+    stopped_at(cnn, by_hand, AT - 1)  # the same change at the same step, asked for by a person
+    assert cli.run(cnn.command(by_hand, "--set", "train.chunks=4", *allowed)) == DONE
     assert sha(out / "model.safetensors") == sha(by_hand / "model.safetensors") != sha(cnn.whole / "model.safetensors")
-    assert [e for e in read_events(out) if e["kind"] == "memory"]
+    with full(AT, MemoryError(), most=2) as _, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops.Clock, "save_is_due", property(lambda clock: len(clock.steps_s) == 7))  # and not between 12 and its death
+        acting(patch, AT + 3, dying)
+        with pytest.raises(Killed):
+            cli.run(cnn.command(killed, *allowed))
+    assert cli.run(cnn.command(killed)) == DONE
+    assert bits(killed) == bits(out)
 
 
 def test_as_small_as_can_be_it_says_so(mlp, tmp_path, capsys):
