@@ -38,7 +38,7 @@ test: $(VENV)/.dev  ## the tests
 test-slow: $(VENV)/.dev  ## the tests that take long
 	$(BIN)/python -m pytest -m "slow and not gpu and not faults"
 
-test-faults: $(VENV)/.dev  ## kills and faults of the disk at every place, up to ten minutes
+test-faults: $(VENV)/.dev  ## kills, faults of the disk, power cuts, at every place
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not slow and not gpu"
 
 test-faults-long: $(VENV)/.dev  ## a hundred kills, and where they landed

@@ -9,6 +9,7 @@ import gettext
 import json
 import os
 from pathlib import Path
+import shlex
 import sys
 import traceback
 from typing import Any
@@ -30,6 +31,7 @@ GENERATE = {
     "guidance": _("pictures: how strongly the prompt pulls; 1 for no guidance"),
     "out": _("pictures: the file; PROMPT.png if not given"),
 }
+FOLLOWS = os.environ.get("RANK", "0") != "0"  # one of several processes that torchrun has started, and not the first
 ALIASES = {"epochs": "train.epochs", "batch": "train.batch", "lr": "optim.lr", "seed": "train.seed"}
 
 
@@ -81,6 +83,11 @@ def parser() -> Parser:
         "--save-seconds", type=float, default=0.0, metavar="S", help=_("a checkpoint every S seconds; else as many as cost 1 %%")
     )
     p.add_argument("--allow-change", action="append", default=[], metavar="FIELD", help=_("go on although this field differs"))
+    p = verb("verify-resume", _("kill a training on this machine, go on with it, compare the bits"), takes_run=False)
+    p.add_argument("recipe", metavar="RECIPE", help=_("a recipe that comes with cloche, a .toml file, or a path to your data"))
+    p.add_argument("--data", metavar="PATH", help=_("the data, in place of the recipe's"))
+    p.add_argument("--kills", type=int, default=3, metavar="N", help=_("how often it is killed"))
+    _settable(p)
     p = verb("evaluate", _("the figures of a run, or of a run on other data"))
     p.add_argument("--data", metavar="PATH", help=_("other data with the same classes"))
     p = verb("predict", _("a run's answer for each input"))
@@ -121,9 +128,13 @@ def run(argv: list[str]) -> int:
             parser().print_help()
             return DONE
         found, text = _done(args)
-        _print(json.dumps(found) if as_json else text)
+        if not FOLLOWS:
+            _print(json.dumps(found) if as_json else text)
         return DONE
     except UserError as fault:
+        if fault.goes_on or fault.name in ("disk-full", "write-failed"):  # what goes on, in full: without --again
+            command = shlex.join(["cloche", *(word for word in argv if not (fault.goes_on and word == "--again"))])
+            fault.do = "\n  ".join(filter(None, (fault.do, command)))
         return _tell(fault.retold(argv) if hasattr(fault, "retold") else fault, as_json)
     except KeyboardInterrupt:
         return _tell(UserError(_("interrupted"), code=INTERRUPTED, name="interrupted"), as_json)
@@ -145,6 +156,10 @@ def run(argv: list[str]) -> int:
 def _tell(fault: UserError, as_json: bool) -> int:
     from cloche.training.log import say  # here: it costs nothing, and is not needed on the way to --help
 
+    parallel = sys.modules.get("cloche.training.parallel")
+    alone = fault.name not in ("follows", "stopped", "not-finite") and parallel and parallel.joined  # else the first one finds it too
+    if FOLLOWS and not alone:
+        return fault.code
     say(str(fault))
     if as_json:
         _print(json.dumps({"error": fault.as_dict()}))
@@ -184,6 +199,10 @@ def _done(args: argparse.Namespace) -> tuple[Any, str]:
                 found = many(args.recipe, args.data, _sets(args), options, args.folds, args.seeds)
                 return found, story.summary_text(found)
             return story.plain(train(args.recipe, args.data, _sets(args), options)), ""
+        case "verify-resume":
+            from cloche.use.verify import verify_resume
+
+            return verify_resume(args.recipe, args.data, _sets(args), args.kills)
         case "evaluate":
             model = load(args.run_folder)
             results = model.evaluate(args.data)

@@ -17,6 +17,7 @@ class UserError(Exception):
     def __init__(self, what: str, found: str = "", do: str = "", *, code: int = WRONG_INPUT, name: str = "input") -> None:
         super().__init__(what, found, do)
         self.what, self.found, self.do, self.code, self.name = what, found, do, code, name
+        self.goes_on = False  # the same command ends a run of which a step is saved; --again would throw it away
 
     def __str__(self) -> str:
         return "\n".join(line for line in (self.what, f"  {self.found}" if self.found else "", f"  {self.do}" if self.do else "") if line)

@@ -34,6 +34,7 @@ else:
 
 Buffers = bytes | Sequence[bytes | memoryview]
 MANIFEST = "manifest.json"
+MOST_TEXT_BYTES, MOST_MANIFEST_BYTES = 16 << 20, 1 << 20
 MOST_HEADER_BYTES, MOST_TENSORS = 4 << 20, 100_000  # safetensors spends 9 s and 1 GB on a legal 41 MB header of 700 000 tensors
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -60,20 +61,12 @@ def write_folder(path: Path, files: dict[str, Buffers], kind: str, facts: dict) 
     parts = {name: _views(data) for name, data in files.items()}
     with _saving(path, sum(len(view) for views in parts.values() for view in views)) as (target, temp, aside):
         temp.mkdir()
-        listed = {name: {"bytes": sum(map(len, views)), "sha256": _put(_inside(temp, name), views)} for name, views in parts.items()}
+        listed = {name: {"bytes": sum(map(len, views)), "sha256": _put(inside(temp, name), views)} for name, views in parts.items()}
         _put(temp / MANIFEST, [_manifest(kind, 1, listed, facts)])
         _sync_folder(temp)
         if (target / MANIFEST).exists():
             os.replace(target, aside)  # killed here, the old one gets its name back by `sweep`
         os.replace(temp, target)
-
-
-def remove_folder(path: Path) -> None:
-    """path goes at once: half deleted, it has a temporary name. Raises: OSError where it may not go."""
-    temp = path.with_name(f".{path.name[:40]}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
-    os.replace(path, temp)
-    _sync_folder(path.parent)
-    _clear(temp)
 
 
 def write_json(path: Path, obj: object) -> str:
@@ -82,12 +75,15 @@ def write_json(path: Path, obj: object) -> str:
     return durable_write(path, text.encode(errors="backslashreplace"))  # lone surrogates, of a file name that is no UTF-8
 
 
-def read_json(path: Path, limit_bytes: int = 16 << 20) -> object:
+def read_json(path: Path, limit_bytes: int = MOST_TEXT_BYTES) -> object:
     """Strict JSON: no key twice, no NaN or infinity, UTF-8, at most limit_bytes. Raises: UserError "damaged"."""
-    with _reading(path) as (file, length):
-        if length > limit_bytes:
-            raise _damaged(path, _("bytes: at most {wanted} allowed, {found} found"), length, limit_bytes)
-        return _parse(file.read(limit_bytes), path)
+    return _parse(read_bytes(path, limit_bytes), path)
+
+
+def read_bytes(path: Path, limit_bytes: int) -> bytes:
+    """A plain file of at most limit_bytes. Raises: UserError "damaged"."""
+    with _reading(path, limit_bytes) as (file, _length):
+        return file.read(limit_bytes)
 
 
 def tensor_file(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> list[bytes | memoryview]:
@@ -120,14 +116,14 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with _reading(path) as (file, length):
         n = int.from_bytes(file.read(8), "little")
         if not _REST <= n <= min(MOST_HEADER_BYTES, length - 8):
-            raise _damaged(path, _("bytes: a header of {wanted} declared, the file has {found}"), length, n)
+            raise damaged(path, _("bytes: a header of {wanted} declared, the file has {found}"), length, n)
         entries, sums, facts = _header(file.read(n), path)
         tensors: dict[str, torch.Tensor] = dict.fromkeys(entries)
         for name, dtype, shape, count in _places(entries, length - 8 - n, path):
             # memory of its own, aligned as torch does: a view of the file's bytes could round differently in a kernel
             tensor = torch.empty(count, dtype=torch.uint8)
             if file.readinto(view := memoryview(tensor.numpy())) != count or zlib.crc32(view) != sums[name]:
-                raise _damaged(path, _("tensor {tensor}: crc32 {wanted} expected, {found} found"), zlib.crc32(view), sums[name], name)
+                raise damaged(path, _("tensor {tensor}: crc32 {wanted} expected, {found} found"), zlib.crc32(view), sums[name], name)
             # torch counts a bool byte of 7 as seven elements of a mask
             tensors[name] = (tensor.ne(0) if dtype == torch.bool else tensor.view(dtype)).reshape(shape)
         return tensors, facts
@@ -137,16 +133,16 @@ def _header(raw: bytes, path: Path) -> tuple[dict, dict, dict[str, str]]:
     """(entry, crc32, both by tensor; facts) of a header whose own crc32 is right."""
     wanted, found = raw[len(_FRONT) : _REST], b"%08x" % zlib.crc32(raw[_REST:])
     if not raw.startswith(_FRONT) or found != wanted:
-        raise _damaged(path, _("header: crc32 {wanted} expected, {found} found"), found, wanted)
+        raise damaged(path, _("header: crc32 {wanted} expected, {found} found"), found, wanted)
     if raw.count(b"{") > MOST_TENSORS + 9 or raw.count(b"[") > 2 * MOST_TENSORS:  # bounds what the parser may build
-        raise _damaged(path, _("tensors: at most {wanted} allowed"), wanted=MOST_TENSORS)
+        raise damaged(path, _("tensors: at most {wanted} allowed"), wanted=MOST_TENSORS)
     entries = _parse(raw, path)
     match entries.pop("__metadata__"):
         case {"header_crc32": str(), "crc32": str(text), **facts} if all(isinstance(value, str) for value in facts.values()):
             sums = _parse(text.encode(errors="replace"), path)
             if isinstance(sums, dict) and sums.keys() == entries.keys():
                 return entries, sums, facts
-    raise _damaged(path, _("its checksums and facts are not those of its tensors"))
+    raise damaged(path, _("its checksums and facts are not those of its tensors"))
 
 
 def _places(entries: dict, room: int, path: Path) -> list[tuple[str, torch.dtype, list[int], int]]:
@@ -160,31 +156,33 @@ def _places(entries: dict, room: int, path: Path) -> list[tuple[str, torch.dtype
             ):  # fmt: skip
                 claims.append((start, end, name, DTYPES[kind], shape))
             case _other:
-                raise _damaged(path, _("tensor {tensor}: a dtype, a shape and two offsets expected, {found} found"), entry, tensor=name)
+                raise damaged(path, _("tensor {tensor}: a dtype, a shape and two offsets expected, {found} found"), entry, tensor=name)
     for start, end, name, dtype, shape in sorted(claims, key=lambda claim: claim[:2]):
         count = math.prod(shape) * dtype.itemsize
         if (start, end) != (at, at + count):
-            raise _damaged(path, _("tensor {tensor}: bytes {wanted} expected, {found} declared"), (start, end), (at, at + count), name)
+            raise damaged(path, _("tensor {tensor}: bytes {wanted} expected, {found} declared"), (start, end), (at, at + count), name)
         places.append((name, dtype, shape, count))
         at = end
     if at != room:
-        raise _damaged(path, _("bytes of tensors: {wanted} expected up to {tensor}, {found} found"), room, at, name)
+        raise damaged(path, _("bytes of tensors: {wanted} expected up to {tensor}, {found} found"), room, at, name)
     return places
 
 
 def write_manifest(folder: Path, kind: str, names: list[str], format: int = 1, facts: dict | None = None) -> None:
     """Lists the named files of folder, which are on the disk already, with size and sha256 in its manifest.json."""
-    listed = {name: _measured(_inside(folder, name)) for name in names}
+    listed = {name: _measured(inside(folder, name)) for name in names}
     durable_write(folder / MANIFEST, _manifest(kind, format, listed, facts or {}))
 
 
-def check_manifest(folder: Path, kind: str, newest_format: int = 1, thorough: bool = True) -> dict:
-    """The manifest of folder, once all that it lists is there as listed; thorough compares hashes too (1.8 GB/s), not sizes only."""
+def check_manifest(folder: Path, kind: str, newest_format: int = 1, thorough: bool = True, names: Sequence[str] = ()) -> dict:
+    """The manifest of folder, once all that it lists is there as listed; thorough compares hashes too (1.8 GB/s), not sizes only.
+
+    names: what it has to list, and nothing else: who made the folder must not choose how much is read."""
     path = folder / MANIFEST
     if not path.is_file():
         what = _("not a cloche run: no {name} in {folder}").format(name=MANIFEST, folder=folder)
         raise UserError(what, "", _("Give a folder that cloche train left."), name="not-a-run")
-    manifest = read_json(path)
+    manifest = read_json(path, MOST_MANIFEST_BYTES)
     found, version, files, facts = (isinstance(manifest, dict) and manifest.get(key) for key in ("kind", "format", "files", "facts"))
     if found != kind:
         found = _("{wanted} expected, {found} found").format(wanted=kind, found=f"{found!r:.80}")
@@ -192,12 +190,15 @@ def check_manifest(folder: Path, kind: str, newest_format: int = 1, thorough: bo
     if type(version) is int and version > newest_format:
         found = _("format {found} found, this cloche knows up to {known}").format(found=f"{version!r:.80}", known=newest_format)
         raise UserError(_("made by a newer cloche: {folder}").format(folder=folder), found, _("Update cloche."), name="newer-format")
-    if not isinstance(files, dict) or type(version) is not int or manifest != json.loads(_manifest(kind, version, files, facts)):
-        raise _damaged(path, _("its own sha256 does not fit: a person or the disk has changed it"))
+    sound = isinstance(files, dict) and type(version) is int and version > 0
+    if not sound or manifest != json.loads(_manifest(kind, version, files, facts)):
+        raise damaged(path, _("its own sha256 does not fit: a person or the disk has changed it"))
+    if names and files.keys() != set(names):
+        raise damaged(path, _("{wanted} expected, {found} found"), sorted(files), sorted(names))
     for name, entry in files.items():
-        for key, found in _measured(_inside(folder, name), thorough).items():
+        for key, found in _measured(inside(folder, name), thorough).items():
             if (wanted := entry.get(key) if isinstance(entry, dict) else entry) != found:
-                raise _damaged(folder / name, key + _(": {wanted} expected, {found} found"), found, wanted)
+                raise damaged(folder / name, key + _(": {wanted} expected, {found} found"), found, wanted)
     return manifest
 
 
@@ -207,14 +208,14 @@ def _manifest(kind: str, format: int, listed: dict, facts: dict) -> bytes:
 
 
 def _measured(path: Path, thorough: bool = True) -> dict[str, object]:
-    with _reading(path) as (file, length):
+    with _reading(path, MOST_TEXT_BYTES if path.suffix in (".json", ".toml") else 1 << 62) as (file, length):
         return {"bytes": length} | ({"sha256": hashlib.file_digest(file, "sha256").hexdigest()} if thorough else {})
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str, manifest: bool = False) -> Path:
     """The file of this name, if the name is plain on every system and no link leads out of folder."""
     path, strange = folder / name, {"", ".", ".."} & set(name.split("/")) or re.search(r"[\x00-\x1f\\:]", name)
-    if name == MANIFEST or strange or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+    if (name == MANIFEST and not manifest) or strange or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         what, do = _("unsafe file name in {folder}").format(folder=folder), _("Do not use what you do not know the origin of.")
         raise UserError(what, f"{name!r:.80}", do, code=FAILED, name="unsafe-name")
     return path
@@ -283,16 +284,6 @@ def _alive(pid: int) -> bool:
         return os.kill(pid, 0) is None
     except OSError as error:
         return error.errno != errno.ESRCH
-
-
-def cache_folder() -> Path:
-    """Where this person's stores lie; CLOCHE_CACHE names another place. Not created here."""
-    if own := os.environ.get("CLOCHE_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "cloche" / "cache"
-    linux = Path.home() / ".cache" / os.environ.get("XDG_CACHE_HOME", "")  # an absolute one replaces what stands before it
-    return (Path.home() / "Library" / "Caches" if sys.platform == "darwin" else linux) / "cloche"
 
 
 @contextmanager
@@ -370,18 +361,20 @@ def _views(data: Buffers) -> list[memoryview]:
 
 
 @contextmanager
-def _reading(path: Path):
+def _reading(path: Path, limit_bytes: int = 1 << 62):
     """A plain file, opened, and its length; an OSError becomes a UserError that names the file."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # opening a FIFO would wait for a writer
             raise OSError(errno.EINVAL, _("not a plain file"))
         with open(path, "rb") as file:
-            yield file, os.fstat(file.fileno()).st_size
+            if (length := os.fstat(file.fileno()).st_size) > limit_bytes:
+                raise damaged(path, _("bytes: at most {wanted} allowed, {found} found"), length, limit_bytes)
+            yield file, length
     except OSError as error:
         raise UserError(_("cannot read {path}").format(path=path), error.strerror or str(error), code=FAILED, name="damaged") from error
 
 
-def _damaged(path: Path, text: str, found: object = "", wanted: object = "", tensor: object = "") -> UserError:
+def damaged(path: Path, text: str, found: object = "", wanted: object = "", tensor: object = "") -> UserError:
     found = text.format(found=f"{found!r:.80}", wanted=f"{wanted!r:.80}", tensor=f"{tensor!r:.80}")  # no control characters
     do = _("Put a copy of it back, or delete it and type the command that made it again.")
     return UserError(_("damaged: {path}").format(path=path), found, do, code=FAILED, name="damaged")
@@ -402,6 +395,6 @@ def _parse(raw: bytes, path: Path) -> object:
     try:
         return json.loads(raw.decode(), object_pairs_hook=once, parse_float=finite, parse_constant=finite)
     except RecursionError:
-        raise _damaged(path, _("nested too deep")) from None
+        raise damaged(path, _("nested too deep")) from None
     except ValueError as error:  # what is no UTF-8 is one too; both name the place
-        raise _damaged(path, _("no JSON: {found}"), str(error)) from None
+        raise damaged(path, _("no JSON: {found}"), str(error)) from None

@@ -22,8 +22,8 @@ from cloche.nets.mlp import MlpConfig
 from cloche.tasks.metrics import given
 from cloche.training.run import KIND
 from cloche.use.explain import explain
-from cloche.use.explain.layers import explain_layers, ledger
 from cloche.use.explain.step import explain_step
+from cloche.use.layers import explain_layers, ledger
 from cloche.use.model import load
 from cloche.use.train import Options, train
 

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 
 from cloche import files
+from cloche.data import store
 from cloche.errors import FAILED, STOPPED, WRONG_INPUT, UserError
 from cloche.files import (
     Lock,
@@ -354,7 +355,7 @@ CRASH = """if True:
 
         pid = child(body)
         os.close(w)
-        time.sleep(random.Random(seed).uniform(0, 2.2 * dt_s))
+        time.sleep(random.Random(seed).uniform(0, 4 * dt_s))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         acks = os.fdopen(r, "rb").read()
@@ -1114,4 +1115,4 @@ def test_cache_folder(monkeypatch, platform, environment, wanted):
     for name, value in ({"HOME": "/home/ann"} | environment).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
-    assert files.cache_folder() == Path(wanted)
+    assert store.cache_folder() == Path(wanted)

@@ -26,7 +26,7 @@ SHORT = {p: str(p.relative_to(PACKAGE.parent)) for p in SOURCES}
 
 # Imports go one way: a place may import what stands in its own line or above it. nets and data stand side by side.
 LINES = (
-    ("cloche", "errors", "words", "config", "files", "rng", "start"),
+    ("cloche", "errors", "words", "config", "files", "folders", "trust", "rng", "start"),
     ("nets", "data"),
     ("decode",),
     ("tasks",),
@@ -143,20 +143,31 @@ def test_sizes_of_files_functions_and_signatures():
     assert not wrong, "\n".join(wrong)
 
 
-FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml"}
+FORBIDDEN_WAYS = ("multiprocessing.connection", "multiprocessing.managers", "torch.package")  # modules in part, they unpickle
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "dbm", "joblib", "yaml"}
 FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_CALLS = {("torch", "load"), ("torch", "save"), ("os", "system"), ("os", "popen")}
 FORBIDDEN_FLAGS = {"shell", "allow_pickle", "trust_remote_code"}
-FORBIDDEN_METHODS = {"extractall", "read_pickle", "to_pickle"}
+FORBIDDEN_METHODS = {"extractall", "read_pickle", "to_pickle", "unsafe_load"}
+# pickles over sockets
+FORBIDDEN_METHODS |= {"all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list", "send_object_list"}
+FORBIDDEN_METHODS |= {"recv_object_list"}
 
 
 def faults_in(tree: ast.AST) -> list[tuple[int, str]]:
     out = [(line, f"import {name}") for name, line in imports(tree) if name.split(".")[0] in FORBIDDEN_MODULES]
+    out += [(line, f"import {name}") for name, line in imports(tree) if name.startswith(FORBIDDEN_WAYS)]
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):  # under whatever name
+            names = [a.name for a in node.names if a.name in FORBIDDEN_METHODS or (node.module, a.name) in FORBIDDEN_CALLS]
+            names += [a.name for a in node.names if f"{node.module}.{a.name}".startswith(FORBIDDEN_WAYS)]
+            out += [(node.lineno, f"from {node.module} import {name}") for name in names]
         if isinstance(node, ast.Assert):
             out.append((node.lineno, "assert"))
         elif isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES:
             out.append((node.lineno, node.id))
+        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith(FORBIDDEN_WAYS):
+            out.append((node.lineno, ast.unparse(node)))
         elif isinstance(node, ast.Attribute) and node.attr in FORBIDDEN_METHODS:
             out.append((node.lineno, node.attr))
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (node.value.id, node.attr) in FORBIDDEN_CALLS:
@@ -184,6 +195,21 @@ def test_nothing_that_runs_code_or_vanishes_under_O():
         "torch.load(p)",
         "tar.extractall()",
         "np.load(p, allow_pickle=True)",
+        "import shelve",
+        "import dbm",
+        "yaml.load(x)\nimport yaml",
+        "torch.save(x, p)",
+        "from torch import load",
+        "os.system(x)",
+        "from os import system as s",
+        "import multiprocessing.connection",
+        "from multiprocessing.connection import Client",
+        "from multiprocessing import connection",
+        "multiprocessing.connection.Client(x)",
+        "dist.all_gather_object(out, x)",
+        "dist.broadcast_object_list(x)",
+        "torch.distributed.scatter_object_list(a, b)",
+        "from torch.distributed import all_gather_object",
     ],
 )
 def test_the_gate_sees_what_it_should(text):

@@ -475,6 +475,21 @@ def test_again_starts_anew_and_leaves_what_is_not_ours(mlp, finished, tmp_path):
     assert bits(out) == bits(mlp.whole)
 
 
+def test_what_is_saved_is_not_thrown_away_by_the_command_that_goes_on(mlp, tmp_path, capsys):
+    """A run begun with --again and stopped: the command that is told does not say --again. Where nothing is saved, it still does."""
+    out = tmp_path / "run"
+    stopped_at(mlp, out, 9)
+    for at, told in ((13, f"  cloche train {mlp.recipe} --out {out}\n"), (1, f"  cloche train {mlp.recipe} --out {out} --again\n")):
+        capsys.readouterr()
+        with saving_every(EVERY) as patch:
+            if at == 1:
+                patch.setattr(files.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 0, "total": 1}))
+            else:
+                acting(patch, at, lambda: signal.raise_signal(signal.SIGTERM))
+            assert cli.run([*mlp.command(out), "--again"]) == STOPPED
+        assert told in capsys.readouterr().err
+
+
 # --- damage ---------------------------------------------------------------------------------------------------------------------
 
 

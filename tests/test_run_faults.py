@@ -84,6 +84,7 @@ def test_sigterm_in_every_phase(phase, word, times, parent, points, tmp_path):
     assert child.listen(60, word, times), child.said()
     assert child.end(signal.SIGTERM, seconds=5) == STOPPED, child.said()
     assert "everything done so far is saved" in child.said() and "type the same command" in child.said()
+    assert ("cloche train recipe:spirals" in child.said()) == (word not in ("data", "trial"))  # what goes on, once a step is saved
     assert child.words[-1].split()[0] in {"data": ["data"], "trial": ["trial"], "evaluation": ["evaluation"], "report": ["report"]}.get(
         word, ["saved"]
     )

@@ -22,7 +22,7 @@ from cloche import rng
 from cloche.config import Port
 from cloche.data.chunk import Chunk
 from cloche.data.pictures import Unreadable
-from cloche.data.prepare import DataConfig, Prepared, batches, moments
+from cloche.data.prepare import DataConfig, Scaled, batches, moments
 from cloche.data.read.examples import Examples, digest, examples_of, utf8
 from cloche.data.table import Ragged, Table, on_grid
 from cloche.errors import UserError
@@ -122,11 +122,11 @@ def _examples(clips: dict[str, tuple[np.ndarray, str]], rate: int, alike: int, l
     return examples_of("audio", fields, list(clips), rows, left_out=left_out, group=np.stack([digest(row[alike]) for row in rows]))
 
 
-class AudioPrepare(Prepared):
+class AudioPrepare(Scaled):
     """Log-mel frames (B, T, M), T a multiple of 8, zeros after a clip's own; padding changes none of them."""
 
     kind: Literal["audio"] = "audio"
-    rate: int
+    rate: int = Field(ge=100, le=1_000_000)
     alphabet: str
     mean: tuple[float, ...] = Field(strict=False)
     std: tuple[float, ...] = Field(strict=False)

@@ -81,7 +81,7 @@ class PairsPrepare(Prepared):
     kind: Literal["pairs"] = "pairs"
     tokenizer: str
     marks: tuple[str, ...] = Field(strict=False)  # where every source begins with one: each is a token of its own
-    longest: int
+    longest: int = Field(ge=0, le=1_000_000)
     labels: ClassVar[tuple[str, ...]] = ()
     ragged: ClassVar[bool] = True
 
@@ -96,7 +96,10 @@ class PairsPrepare(Prepared):
 
     @cached_property
     def opened(self) -> Tokenizer:
-        return open_tokenizer(self.tokenizer)
+        opened = open_tokenizer(self.tokenizer)
+        if [opened.token_to_id(m) for m in SPECIALS] != [PAD, BOS, EOS, UNK] or None in map(opened.token_to_id, self.marks):
+            raise ValueError("no tokenizer of pairs")
+        return opened
 
     @property
     def port(self) -> Port:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 import torch
 from torch import Tensor
 
@@ -78,12 +79,26 @@ class Prepared(Frozen):
         return Table(fields).rows(np.arange(len(encoded)))
 
 
-class PicturesPrepare(Prepared):
+class Scaled(Prepared):
+    """A preparation with mean and std: of each of `columns` one, or none at all."""
+
+    @model_validator(mode="after")
+    def _one_each(self) -> "Scaled":
+        if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.columns) or not all(s > 0 for s in self.std):
+            raise ValueError("mean and std do not fit")
+        return self
+
+    @property
+    def columns(self) -> int:
+        return len(self.mean)
+
+
+class PicturesPrepare(Scaled):
     """Pictures: decode, resize, scale to 0..1, augment while training, grey or colour, normalise. Gives (B, C, pixels, pixels)."""
 
     kind: Literal["pictures"] = "pictures"
-    pixels: int
-    channels: int
+    pixels: int = Field(ge=1, le=4096)
+    channels: Literal[1, 3]
     mean: tuple[float, ...] = Field(strict=False)
     std: tuple[float, ...] = Field(strict=False)
     labels: tuple[str, ...] = Field(strict=False)
@@ -97,6 +112,10 @@ class PicturesPrepare(Prepared):
             return plain
         mean, std = moments(plain.inputs(store.rows(i)).transpose(0, 1).flatten(1).T for i in batches(rows["train"]))
         return plain.model_copy(update={"mean": mean, "std": std})
+
+    @property
+    def columns(self) -> int:
+        return self.channels
 
     @property
     def port(self) -> Port:
@@ -145,11 +164,11 @@ class PicturesPrepare(Prepared):
         return (x.float().cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-class ColumnsPrepare(Prepared):
+class ColumnsPrepare(Scaled):
     """Columns of numbers, each scaled by the training part's mean and standard deviation. Gives (B, F)."""
 
     kind: Literal["columns"] = "columns"
-    shape: tuple[int, ...] = Field(strict=False)
+    shape: tuple[Annotated[int, Field(ge=1, lt=2**31)], ...] = Field(strict=False, max_length=8)
     mean: tuple[float, ...] = Field(strict=False)
     std: tuple[float, ...] = Field(strict=False)
     labels: tuple[str, ...] = Field(strict=False)
@@ -161,6 +180,10 @@ class ColumnsPrepare(Prepared):
             mean, std = moments(store.rows(i)["columns"].flatten(1) for i in batches(ids))
         shape = tuple(next(iter(store.rows(ids[:1]).values())).shape[1:])
         return cls(shape=shape, mean=mean, std=std, labels=tuple(store.labels))
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def port(self) -> Port:

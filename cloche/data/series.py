@@ -10,7 +10,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from cloche.config import Frozen, Port
 from cloche.data.chunk import Chunk
-from cloche.data.prepare import Prepared
+from cloche.data.prepare import Scaled
 from cloche.data.read.examples import Examples, examples_of, utf8
 from cloche.data.table import Table
 from cloche.errors import UserError
@@ -33,13 +33,15 @@ AIRLINE = """112 118 132 129 121 135 148 148 136 119 104 118 115 126 141 135 125
 422 465 467 404 347 305 336 340 318 362 348 363 435 491 505 404 359 310 337 360 342 406 396 420 472 548 559 463 407 362 405 417 391 419 461
 472 535 622 606 508 461 390 432"""
 
+Size = Annotated[int, Field(ge=1, le=100_000)]
+
 
 class SeriesConfig(Frozen):
     kind: Literal["series"] = "series"
     source: str = Field(description=_("a set that needs no download, or a path"))
-    look: int = Field(12, ge=1, le=100_000, description=_("rows that the net looks back over"))
-    horizon: int = Field(12, ge=1, le=100_000, description=_("rows that are foretold"))
-    season: int = Field(12, ge=1, le=100_000, description=_("rows after which the series repeats itself; 1 where it does not"))
+    look: Size = Field(12, description=_("rows that the net looks back over"))
+    horizon: Size = Field(12, description=_("rows that are foretold"))
+    season: Size = Field(12, description=_("rows after which the series repeats itself; 1 where it does not"))
     origins: int = Field(24, ge=1, le=1_000_000, description=_("the last points in time, from which the test foretells"))
     log: bool = Field(False, description=_("changes as ratios: for numbers above zero that grow by a share"))
 
@@ -107,13 +109,13 @@ def _date(cell: str) -> np.datetime64 | None:
         return None
 
 
-class SeriesPrepare(Prepared):
+class SeriesPrepare(Scaled):
     """Gives past (B, look, F) and future (B, horizon, F); history, truth and scale in the series' own unit, float64."""
 
     kind: Literal["series"] = "series"
-    look: int
-    horizon: int
-    season: int
+    look: Size
+    horizon: Size
+    season: Size
     log: bool
     mean: tuple[float, ...] = Field(strict=False)
     std: tuple[float, ...] = Field(strict=False)

@@ -11,11 +11,12 @@ import io
 import json
 import os
 from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np
 
-from cloche import files
+from cloche import files, folders
 from cloche.config import nearest
 from cloche.data.kinds import KINDS
 from cloche.data.prepare import DataConfig
@@ -62,7 +63,7 @@ def kind_of(source: str) -> str:
         if any("\ud800" <= c <= "\udfff" for c in source):  # a recipe is TOML, and TOML is UTF-8
             raise UserError(_("the name {path} is not UTF-8").format(path=ascii(source)), "", _("rename it"))
         return _kind_of_folder(path)
-    if path.suffix.lower() in SUFFIXES:
+    if path.is_file() and path.suffix.lower() in SUFFIXES:  # no FIFO, which would wait for a writer
         return SUFFIXES[path.suffix.lower()]
     do = _(
         "give text (.txt), pairs (.tsv), a series (.csv), or a folder: of class folders with pictures, of IDX files, of pictures with "
@@ -87,6 +88,16 @@ def _is_text(path: Path) -> bool:
         return b"\0" not in f.read(1024)
 
 
+def cache_folder() -> Path:
+    """Where this person's stores lie; CLOCHE_CACHE names another place. Not created here."""
+    if own := os.environ.get("CLOCHE_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "cloche" / "cache"
+    linux = Path.home() / ".cache" / os.environ.get("XDG_CACHE_HOME", "")  # an absolute one replaces what stands before it
+    return (Path.home() / "Library" / "Caches" if sys.platform == "darwin" else linux) / "cloche"
+
+
 def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: None) -> Store:
     """The store of a source, from the cache folder where it is there already, else read and kept; `say` is told when that fails."""
     if config.source == ARRAYS:
@@ -94,7 +105,7 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
     read, options = _reader(config)
     made_of = [_source_key(config.source), {"kind": config.kind, "format": FORMAT, **options}]
     key = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
-    folder = files.cache_folder() / "stores" / key
+    folder = cache_folder() / "stores" / key
     if (folder / "manifest.json").exists():
         try:
             return Store(_load(folder))
@@ -102,7 +113,8 @@ def open_store(config: DataConfig, say: Callable[[str], None] = lambda text: Non
             say(_("the store is read anew: {why}").format(why=getattr(fault, "what", fault)))
     examples = read(**options)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folders.make_folder(folder.parent)
+        files.sweep(folder.parent)  # no lock: at worst another machine holds its store in memory this time
         _keep(folder, examples)
     except (UserError, OSError) as fault:
         say(_("the store is held in memory this time: {why}").format(why=fault.what if isinstance(fault, UserError) else fault))

@@ -8,6 +8,7 @@ Beside each token stands the number of UTF-8 bytes that it is, so that figures c
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property, lru_cache
+import json
 from pathlib import Path
 from pydoc_data.topics import topics
 import re
@@ -31,6 +32,7 @@ UNKNOWN = "<unk>"  # of words and characters; bytes are never unknown
 WORD = r" ?[\p{L}\p{M}\p{N}_]+|\n+|[^\S\n]+(?!\S)| ?[^\s\p{L}\p{M}\p{N}_]%s|\s"
 PIECES = {"bpe": WORD % "+", "words": WORD % "", "characters": r"[\s\S]"}
 PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE writes as their own Latin-1 character
+MARKED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}  # as add_special_tokens does
 BYTES = {chr(b): b for b in PLAIN} | {chr(256 + n): b for n, b in enumerate(sorted(set(range(256)) - set(PLAIN)))}
 LEAST_BYTES, LEAST_ROWS = 2000, 20
 
@@ -59,6 +61,14 @@ def train_tokenizer(texts: list[str], kind: str, size: int, specials: list[str])
 
 @lru_cache(maxsize=8)
 def open_tokenizer(text: str) -> Tokenizer:
+    """Raises: ValueError for what `train_tokenizer` never made: patterns, models and normalisers of others could run for ever."""
+    given, ours = json.loads(text), [json.loads(train_tokenizer([], kind, 260, [])) for kind in PIECES]
+    names = given["model"]["vocab"]
+    fixed = [{**t, "added_tokens": [], "model": {**t["model"], "vocab": {}, "merges": []}} for t in (given, *ours)]
+    marks = [{"id": names.get(t["content"], -1), "content": t["content"], **MARKED} for t in given["added_tokens"]]
+    known = given["model"].get("unk_token") in (None, *names)
+    if fixed[0] not in fixed[1:] or not known or sorted(names.values()) != list(range(len(names))) or marks != given["added_tokens"]:
+        raise ValueError("no tokenizer of ours")
     tokenizer = Tokenizer.from_str(text)
     tokenizer.encode_special_tokens = True  # "<eos>" in a person's text is text
     return tokenizer
@@ -110,7 +120,7 @@ class TextPrepare(Prepared):
 
     kind: Literal["text"] = "text"
     tokenizer: str
-    window: int
+    window: int = Field(ge=2, le=1_000_000)
     labels: ClassVar[tuple[str, ...]] = ()
     ragged: ClassVar[bool] = True
 

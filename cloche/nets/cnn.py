@@ -20,13 +20,13 @@ from cloche.config import NetConfig, Port
 from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm
 from cloche.words import _
 
-Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1, max_length=200)]
 
 
 class CnnConfig(NetConfig):
     kind: Literal["cnn"] = "cnn"
     stages: tuple[Widths, ...] = Field(
-        ((32, 64), (128,)), strict=False, min_length=1, description=_("channels of each convolution, by stage")
+        ((32, 64), (128,)), strict=False, min_length=1, max_length=200, description=_("channels of each convolution, by stage")
     )
     kernel: int = Field(3, ge=1, le=99, description=_("side of the kernel in pixels"))
     stride: int = Field(1, ge=1, description=_("how far the kernel slides"))

@@ -19,7 +19,9 @@ from cloche.words import _
 
 class MlpConfig(NetConfig):
     kind: Literal["mlp"] = "mlp"
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field((64, 64), strict=False, description=_("neurons of each hidden layer"))
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (64, 64), strict=False, max_length=200, description=_("neurons of each hidden layer")
+    )
     activation: Activation = Field("relu", description=_("what follows each hidden layer"))
     norm: Literal["none", "batch"] = Field("none", description=_("normalisation before the activation"))
     dropout: float = Field(0.0, ge=0, lt=1, description=_("share of hidden values zeroed while training"))

@@ -22,7 +22,7 @@ from cloche.words import _
 class TextencConfig(NetConfig):
     kind: Literal["textenc"] = "textenc"
     width: int = Field(64, ge=2, multiple_of=2, description=_("numbers that stand for one token"))
-    layers: int = Field(1, ge=1, description=_("blocks"))
+    layers: int = Field(1, ge=1, le=200, description=_("blocks"))
 
     faces: ClassVar = ("embeds",)
 

@@ -22,7 +22,7 @@ from cloche.words import _
 class TransformerConfig(NetConfig):
     kind: Literal["transformer"] = "transformer"
     width: int = Field(128, ge=2, description=_("numbers that stand for one token"))
-    layers: int = Field(2, ge=1, description=_("blocks of the encoder, and of the decoder"))
+    layers: int = Field(2, ge=1, le=200, description=_("blocks of the encoder, and of the decoder"))
     heads: int = Field(4, ge=1, description=_("how many places a token can look at at once"))
     dropout: float = Field(0.1, ge=0, lt=1, description=_("share of values zeroed in what each block adds, while training"))
 

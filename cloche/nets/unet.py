@@ -30,7 +30,11 @@ class UnetConfig(NetConfig):
     kind: Literal["unet"] = "unet"
     width: int = Field(48, ge=8, multiple_of=8, description=_("channels at the full side of the picture"))
     mults: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2), strict=False, min_length=1, description=_("width of each stage, in times of net.width; each has half the side of the last")
+        (1, 2),
+        strict=False,
+        min_length=1,
+        max_length=16,
+        description=_("width of each stage, in times of net.width; each has half the side of the last"),
     )
     heads: int = Field(4, ge=1, description=_("how many places of the prompt a pixel can look at at once"))
     dropout: float = Field(0.1, ge=0, lt=1, description=_("share of values zeroed inside each block while training"))

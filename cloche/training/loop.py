@@ -11,7 +11,7 @@ import time
 import torch
 from torch import Tensor
 
-from cloche import rng
+from cloche import rng, trust
 from cloche.data.chunk import Chunk
 from cloche.tasks.metrics import Sums, told
 from cloche.training.clock import Clock
@@ -67,7 +67,8 @@ def start(job: Job, run: Run) -> tuple[State, Place]:
     found = run.last()
     if found is None:
         return state, Place(0, 0, 0)
-    state.restore(*found)
+    with trust.believing(run.path / "checkpoints" / f"step-{run.last_saved}"):
+        state.restore(*found)
     return state, Place(**found[1]["place"])
 
 

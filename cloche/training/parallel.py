@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from cloche.errors import STOPPED, UserError
+from cloche.errors import FAILED, STOPPED, UserError
 from cloche.words import _, listed
 
 PATIENCE_S = float(os.environ.get("CLOCHE_PATIENCE_S", 600))  # how long the others wait for a process that says nothing
@@ -55,9 +55,14 @@ class Group:
         yield
         self.done(what)
 
-    def failed(self, code: int) -> None:
+    def failed(self, fault: BaseException) -> None:
+        """After a fault of this process. Raises: UserError "follows" where the first one, which has a moment for it, failed too."""
         if self.size > 1 and self.leads:
-            self.store.set("failed", str(code))
+            self.store.set("failed", str(getattr(fault, "code", FAILED)))
+        for _moment in range(20 if self.rank else 0):
+            if self.store.check(["failed"]):
+                self.wait("what never comes")
+            time.sleep(0.05)
 
     def sum(self, t: Tensor) -> Tensor:
         """The sum over the processes, in place."""
@@ -140,19 +145,20 @@ def _added(_state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
-_here: list[Group] = []  # the one group of this process, once it was joined
+joined: list[Group] = []  # the one group of this process, once it is there
 
 
 def group() -> Group:
     """The processes that torchrun started with this one, joined at the first call."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Group()
-    if not _here:
+    if not joined:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=PATIENCE_S)))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        mine = dist.PrefixStore("torch", store)
-        dist.init_process_group(backend, store=mine, rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE_S))
-        _here.append(Group(rank, size, dist.PrefixStore("cloche", store)))
-    return _here[0]
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store when it starts lost processes again
+        ours, torchs = (dist.PrefixStore(f"{whose} {start}", store) for whose in ("cloche", "torch"))
+        dist.init_process_group(backend, store=torchs, rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE_S))
+        joined.append(Group(rank, size, ours))
+    return joined[0]

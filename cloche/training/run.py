@@ -9,15 +9,15 @@ import json
 import os
 from pathlib import Path
 import re
-import tomllib
 from typing import Any
 
 import tomli_w
 from torch import Tensor
 
-from cloche import files
+from cloche import files, folders, trust
 from cloche.config import show
 from cloche.errors import FAILED, UserError
+from cloche.training.contract import Numbers, checked, read_facts
 from cloche.training.log import say
 from cloche.training.parallel import Group
 from cloche.words import _, listed
@@ -27,6 +27,7 @@ SEALED = ("recipe.toml", "prepare.json", "facts.json", "model.safetensors", "res
 # in the order in which --again removes them: cut short anywhere, what is left is still a run's, and no finished one
 POISONED = "nonfinite.json"
 OURS = ("manifest.json", POISONED, "checkpoints", "events.jsonl", "report", "README.md", *SEALED[::-1])
+MOST_LOG_BYTES = 256 << 20  # a year of steps
 EXACT = ("fingerprint", "threads", "device", "torch", "cloche")  # facts that bits depend on
 
 
@@ -65,33 +66,34 @@ class Run:
         if here and "recipe.toml" not in here:
             raise UserError(_("{path} holds files that are not a run's").format(path=self.path), listed(here), choose)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            raise UserError(
-                _("cannot make the folder {path}").format(path=self.path), fault.strerror or "", choose, name="read-only"
-            ) from None
+            folders.make_folder(self.path)
+        except UserError as fault:
+            why = getattr(fault.__cause__, "strerror", "") or fault.what
+            raise UserError(_("cannot make the folder {path}").format(path=self.path), why, choose, name="read-only") from None
+        for name in (".lock", *OURS):
+            files.inside(self.path, name, manifest=True)
         self.lock = files.Lock(self.path)
         self.lock.__enter__()
-        for folder in filter(Path.is_dir, (self.path, self.path / "checkpoints")):
+        for folder in filter(Path.is_dir, (self.path, self.path / "checkpoints", self.path / "report")):
             files.sweep(folder)
         if again:
             self._clear()
         if not (self.path / "facts.json").exists():
             return None
-        found = self.recipe()
-        self._compare(found, recipe, files.read_json(self.path / "facts.json"), facts, allow)
+        found, old = self.recipe(), read_facts(self.path)
+        with trust.believing(self.path / "recipe.toml"):
+            self._compare(found, recipe, old, facts, allow)
         if self.finished:
             self.group.done("begun")
         return found
 
     def recipe(self) -> dict[str, Any]:
         """The tables that the folder was begun with."""
-        path = self.path / "recipe.toml"
         try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
-            what, anew = _("{path} cannot be read").format(path=path), _("start anew with --again")
-            raise UserError(what, str(fault), anew, code=FAILED, name="damaged") from None
+            return trust.read_toml(self.path / "recipe.toml")
+        except UserError as fault:
+            fault.do = _("start anew with --again")
+            raise
 
     def close(self) -> None:
         if self.lock is not None:
@@ -114,7 +116,7 @@ class Run:
 
     def left_out(self, rewind: bool) -> list[int]:
         """The rows that this run does without; with rewind also those of the step that ended it."""
-        was = files.read_json(self.path / "facts.json").get("skipped", []) if (self.path / "facts.json").exists() else []
+        was = read_facts(self.path).get("skipped", []) if (self.path / "facts.json").exists() else []
         if not rewind or not self.group.leads:
             return was
         if not (self.path / POISONED).exists():
@@ -128,7 +130,7 @@ class Run:
         """The chunks of a step, whatever the number of processes: those the run was begun with, if it asked for the same; else
         `asked`, raised to a multiple of the processes."""
         size, begun = self.group.size, (self.path / "facts.json").exists() and not again
-        if begun and files.read_json(self.path / "facts.json").get("asked_chunks") == asked:
+        if begun and read_facts(self.path).get("asked_chunks") == asked:
             asked = self.recipe()["train"]["chunks"]
         raised = -(-asked // size) * size
         if raised != asked:
@@ -162,19 +164,28 @@ class Run:
 
     def save(self, step: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """A checkpoint that is whole or absent; older ones go only after it stands."""
-        self.last_saved = step
         if not self.group.leads:
+            self.last_saved = step
             return
-        if self.log.exists():
-            with self.log.open("rb+") as f:  # as durable as the checkpoint that counts its bytes
-                os.fsync(f.fileno())
-        numbers = {**numbers, "events_bytes": self.log.stat().st_size if self.log.exists() else 0}
-        (self.path / "checkpoints").mkdir(exist_ok=True)
-        parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers).encode()}
-        files.write_folder(self.path / "checkpoints" / f"step-{step}", parts, "cloche checkpoint", {})
+        with self._telling_what_is_saved():
+            folders.sync(self.log)  # as durable as the checkpoint that counts its bytes
+            numbers = {**numbers, "events_bytes": self.log.stat().st_size}
+            folders.make_folder(self.path / "checkpoints")
+            parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers).encode()}
+            files.write_folder(self.path / "checkpoints" / f"step-{step}", parts, "cloche checkpoint", {})
+        self.last_saved = step
         for _step, folder in self._checkpoints()[:-KEEP]:
             with contextlib.suppress(OSError):  # a scanner may hold it; the next save tries again
-                files.remove_folder(folder)
+                folders.remove_folder(folder)
+
+    @contextlib.contextmanager
+    def _telling_what_is_saved(self):
+        """A fault of the disk also says from which step the run will go on."""
+        try:
+            yield
+        except UserError as fault:
+            good = _("the last good step is {step}").format(step=self.last_saved) if self.last_saved >= 0 else _("no step is saved yet")
+            raise UserError(fault.what, "; ".join(filter(None, (fault.found, good))), fault.do, code=fault.code, name=fault.name) from fault
 
     def last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint, with the event log cut to where it stood then.
@@ -186,8 +197,9 @@ class Run:
         if found:
             self.last_saved, folder = found[-1]
             try:
-                files.check_manifest(folder, "cloche checkpoint", thorough=False)
-                numbers = files.read_json(folder / "place.json")
+                files.inside(self.path, f"checkpoints/{folder.name}")
+                files.check_manifest(folder, "cloche checkpoint", thorough=False, names=("place.json", "state.safetensors"))
+                numbers = checked(Numbers, folder / "place.json")
                 self.spent_s = numbers["seconds"]
                 state, keep = (files.read_tensors(folder / "state.safetensors")[0], numbers), numbers["events_bytes"]  # names the tensor
                 files.check_manifest(folder, "cloche checkpoint")
@@ -204,12 +216,13 @@ class Run:
 
     def finish(self, model: dict[str, Tensor], results: dict[str, Any], card: str) -> None:
         """The trained weights and the results; the manifest, which makes it a finished run, comes last."""
-        files.durable_write(self.path / "model.safetensors", files.tensor_file(model, {}))
-        files.write_json(self.path / "results.json", results)
-        files.durable_write(self.path / "README.md", card.encode())
-        files.write_manifest(self.path, KIND, list(SEALED))
+        with self._telling_what_is_saved():
+            files.durable_write(self.path / "model.safetensors", files.tensor_file(model, {}))
+            files.write_json(self.path / "results.json", results)
+            files.durable_write(self.path / "README.md", card.encode())
+            files.write_manifest(self.path, KIND, list(SEALED))
         with contextlib.suppress(OSError):
-            files.remove_folder(self.path / "checkpoints")  # the weights are durable by now
+            folders.remove_folder(self.path / "checkpoints")  # the weights are durable by now
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         folder = self.path / "checkpoints"
@@ -218,7 +231,7 @@ class Run:
     def _clear(self) -> None:
         """Remove what a run leaves, and nothing else. The manifest goes first: a half-cleared folder is not a finished run."""
         for path in (self.path / name for name in OURS):
-            files.remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            folders.remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
     def _compare(self, was: dict[str, Any], now: dict[str, Any], old: dict[str, Any], new: dict[str, Any], allow: tuple[str, ...]) -> None:
         """A finished run needs the same recipe and data; one to go on with also the same threads, device and versions."""
@@ -245,7 +258,7 @@ class Run:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a run; a last line cut short by a crash is dropped."""
     log = path / "events.jsonl"
-    lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.exists() else []
+    lines = files.read_bytes(files.inside(path, log.name), MOST_LOG_BYTES).decode().split("\n")[:-1] if os.path.lexists(log) else []
     return [json.loads(line) for line in lines]
 
 

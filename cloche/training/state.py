@@ -129,6 +129,9 @@ class State:
             self.seen, self.epoch_seen = ({k: torch.zeros_like(t) for k, t in s.items()} for s in (self.seen, self.epoch_seen))
         self.best_value = tuple(-math.inf if v is None else v for v in numbers["best_value"])  # type: ignore[assignment]
         self.best_step, self.waited = numbers["best_step"], numbers["waited"]
+        like = {k: t.shape for k, t in self.weights().items()}
+        if any(found and {k: t.shape for k, t in found.items()} != like for found in (self.best, self.ema)):
+            raise ValueError("the best weights or their average are of another net")
 
     def joined(self) -> dict[str, Tensor]:
         """The carry of all lanes."""
@@ -144,5 +147,7 @@ class State:
     def cut(self, lanes: dict[str, Tensor]) -> None:
         """The carry of all lanes → of the chunks that this process does."""
         bounds = self.lanes() if lanes else [0]
+        if lanes and (not self.job.train.carried or {len(t) for t in lanes.values()} != {bounds[-1]}):
+            raise ValueError("the carried state is of other lanes")
         mine = range(self.job.group.rank, len(bounds) - 1, self.job.group.size)
         self.carry = {c: detached({k: t[bounds[c] : bounds[c + 1]] for k, t in lanes.items()}) for c in mine}

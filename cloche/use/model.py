@@ -4,14 +4,13 @@ from dataclasses import dataclass
 import json
 import math
 from pathlib import Path
-import tomllib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cloche import files
+from cloche import files, trust
 from cloche.build import Data, device_of, nets_of, open_data, precision_of, task_of
 from cloche.config import nearest
 from cloche.data.chunk import Chunk
@@ -23,10 +22,11 @@ from cloche.errors import FAILED, UserError
 from cloche.recipe import Recipe, parse, shipped
 from cloche.tasks import Task
 from cloche.tasks.metrics import HIGHER, Nets
+from cloche.training.contract import Results, checked, read_facts
 from cloche.training.evaluate import evaluate as measure
 from cloche.training.evaluate import judge
 from cloche.training.precision import Precision
-from cloche.training.run import FORMAT, KIND
+from cloche.training.run import FORMAT, KIND, SEALED
 from cloche.words import _, listed
 
 
@@ -168,10 +168,16 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
     if (recipe.net.kind == "module" and module is None) or (recipe.task.kind == "own" and task is None):
         what = _("{path} was trained on your own module {name}, whose code is not in the folder").format(path=path, name=recipe.net.name)
         raise UserError(what, "", _("in Python: cloche.load({path!r}, module=YourModule()).predict(rows)").format(path=str(path)))
-    if task is None:
-        recipe, task = task_of(recipe, prepare, facts)
-    nets = {"net": module} if module is not None else nets_of(recipe, task)
     weights, _more = files.read_tensors(path / "model.safetensors")
+    with trust.believing(path / "prepare.json"):
+        if task is None:
+            recipe, task = task_of(recipe, prepare, facts)
+        if module is None:
+            with torch.device("meta"):  # no memory for a net that the weights are not of
+                like = {f"{name}/{k}": t.shape for name, net in nets_of(recipe, task).items() for k, t in net.state_dict().items()}
+            if like != {k: t.shape for k, t in weights.items()}:
+                raise files.damaged(path / "model.safetensors", _("its tensors are not those of the net in recipe.toml"))
+        nets = {"net": module} if module is not None else nets_of(recipe, task)
     where = device_of(device)
     for name, net in nets.items():
         try:
@@ -183,7 +189,7 @@ def load(run: str | Path, device: str = "cpu", module: nn.Module | None = None, 
         if module is None:  # a person's own stays trainable
             net.requires_grad_(False)
     precision_of(recipe).apply(nets)
-    return Model(path, recipe, facts, files.read_json(path / "results.json"), prepare, task, nets, where)
+    return Model(path, recipe, facts, checked(Results, path / "results.json", facts), prepare, task, nets, where)
 
 
 def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
@@ -199,12 +205,13 @@ def read(path: Path) -> tuple[Recipe, dict[str, Any], Any]:
         do = _("type the command that began it: it goes on where it was")
         raise UserError(_("the run {path} is not finished").format(path=path), "", do)
     try:
-        files.check_manifest(path, KIND, newest_format=FORMAT)
+        files.check_manifest(path, KIND, newest_format=FORMAT, names=SEALED)
     except UserError as fault:
         fault.do = fault.do or _("Give a folder that cloche train left, or put back from a copy what lacks.")
         raise
-    recipe = parse(tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8")))
-    return recipe, files.read_json(path / "facts.json"), read_prepare(path)
+    with trust.believing(path / "recipe.toml"):
+        recipe = parse(trust.read_toml(path / "recipe.toml"))
+    return recipe, read_facts(path), read_prepare(path)
 
 
 def read_prepare(path: Path) -> Any:

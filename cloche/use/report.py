@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloche import files
+from cloche import files, folders, trust
 from cloche.build import Data, precision_of
 from cloche.tasks.classify import Classify
 from cloche.tasks.metrics import NAMES, SHARES, given, told
 from cloche.tasks.regress import Regress
+from cloche.training.contract import Results, checked
 from cloche.training.run import read_events
 from cloche.use import draw, story
 from cloche.use.explain.inside import inside
-from cloche.use.explain.layers import layer_table
+from cloche.use.layers import layer_table
 from cloche.use.model import Model, read
 from cloche.words import _, _n, duration, language, listed, number, percent
 
@@ -61,7 +62,7 @@ def extras(model: Model) -> dict[str, Any]:
 @torch.inference_mode()
 def draw_inside(model: Model) -> None:
     """What can be seen inside the net on a first example, as SVG by its title; the page takes it from there."""
-    (model.path / INSIDE).parent.mkdir(exist_ok=True)
+    folders.make_folder((model.path / INSIDE).parent)
     files.write_json(model.path / INSIDE, {title: draw.svg(f) for title, f in inside(model, None)[2].items()})
 
 
@@ -141,35 +142,38 @@ def short(value: float) -> str:
 
 def report(run: str | Path) -> Path:
     """Write a finished run's page again. Returns: its path. Raises: UserError when there is no finished, undamaged run."""
-    read(Path(run))
-    return write_report(Path(run))
+    _recipe, facts, _prepare = read(Path(run))
+    checked(Results, Path(run) / "results.json", facts)
+    with trust.believing(Path(run)):
+        return write_report(Path(run))
 
 
 def write_report(path: Path) -> Path:
     """RUN/report/index.html from what lies in RUN."""
-    recipe, events, out = (path / "recipe.toml").read_text(encoding="utf-8"), read_events(path), path / "report" / "index.html"
+    recipe, events, out = (path / "recipe.toml").read_text(encoding="utf-8"), read_events(path), files.inside(path, "report/index.html")
     facts, r = (files.read_json(path / f"{name}.json") for name in ("facts", "results"))
     labels, epochs = facts["labels"], [e for e in events if e["kind"] == "epoch"]
     words = _words(path, tomllib.loads(recipe), facts, r) | dict(zip(("verdict", "evidence"), verdict(epochs, r), strict=True))
-    drawn = files.read_json(path / INSIDE, limit_bytes=64 << 20) if (path / INSIDE).exists() else {}
+    drawn = files.inside(path, INSIDE.as_posix())
+    drawn = files.read_json(drawn, limit_bytes=64 << 20) if drawn.exists() else {}
     frame = '<figure><figcaption class="line">{title}</figcaption>{figure}</figure>'
     pairs = [(s["name"], s["true"], s["answer"]["text"]) for s in r["samples"]]
     samples = [[name, true, said, "" if true == said else "✗"] for name, true, said in pairs]
-    values = {k: escape(str(v)) for k, v in words.items()} | _field(r["extras"].get("plane", {}), labels)
+    values = {k: escape(str(v)) for k, v in words.items()}
     values |= {
         "recipe": escape(recipe),
-        "course": _course(epochs, events, r),
         "layers": _table(layer_table(r["layers"]), "names"),
         "per_class": _classes(r["per_class"], r["extras"]["counts"], labels) if "per_class" in r else "",
-        "confusion": _confusion(r.get("confusion") or [], labels),
         "samples": _table([[_("example"), _("true"), _("answered"), ""], *samples], "names"),
         "wrong": _wrong(r["extras"]["wrong"], labels),
         "inside": "".join(frame.format(title=escape(title), figure=figure) for title, figure in drawn.items()),
-    }
+    }  # first what a damaged folder fails at, then what takes time to draw
+    values |= {"course": _course(epochs, events, r), "confusion": _confusion(r.get("confusion") or [], labels)}
+    values |= _field(r["extras"].get("plane", {}), labels)
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     page = re.sub(r"<!--if (\w+)-->(.*?)<!--/if-->", lambda m: m[2] if values[m[1]] else "", page, flags=re.DOTALL)
     page = re.sub(r'_\("([^"]*)"\)', lambda m: escape(_(m[1])).replace("$", "$$"), page)
-    out.parent.mkdir(exist_ok=True)
+    folders.make_folder(out.parent)
     files.durable_write(out, Template(page).substitute(values).encode(errors="backslashreplace"))
     return out
 

@@ -17,9 +17,9 @@ from cloche import __version__
 from cloche.build import Data, device_of, facts_of, job_of, nets_of, open_data, precision_of, task_of
 from cloche.config import Fault, Frozen, RecipeError
 from cloche.data.chunk import Chunk
-from cloche.data.store import Store
-from cloche.errors import FAILED, UserError
-from cloche.files import cache_folder, read_json
+from cloche.data.store import Store, cache_folder
+from cloche.errors import UserError
+from cloche.files import read_json
 from cloche.recipe import Recipe, change, find, parse
 from cloche.tasks import Task
 from cloche.tasks.metrics import Nets
@@ -34,7 +34,7 @@ from cloche.training.precision import trial
 from cloche.training.run import Run
 from cloche.training.speed import flops_of, limit_of, threads_for
 from cloche.use import story
-from cloche.use.explain.layers import ledger
+from cloche.use.layers import ledger
 from cloche.use.model import Judge, Model, judged, load, read_prepare
 from cloche.words import _, listed
 
@@ -76,7 +76,7 @@ def train_recipe(
         with group.watched(lambda: 0):
             model = _train_recipe(recipe, Run(path, group), options, store, module, task)
     except BaseException as fault:
-        group.failed(getattr(fault, "code", FAILED))
+        group.failed(fault)
         raise
     group.runs += 1
     return model
@@ -117,6 +117,9 @@ def _train_recipe(recipe: Recipe, run: Run, options: Options, store: Store | Non
                 tell(story.opening(path.name, recipe, opened, facts))
                 train_job(recipe, opened, task, nets, run, facts, first, options)
             group.done("finished")
+        except UserError as fault:
+            fault.goes_on = run.last_saved >= 0 and fault.name in ("stopped", "disk-full", "write-failed", "read-only")
+            raise
         finally:
             run.close()
             torch.set_num_threads(threads)
@@ -254,7 +257,9 @@ def signals(run: Run):
     try:
         yield
     except Ended as fault:
-        raise stopped(fault.args[0]) from None
+        told = stopped(fault.args[0])
+        told.goes_on = run.last_saved >= 0
+        raise told from None
     finally:
         for n, handler in before.items():
             signal.signal(getattr(signal, n), handler)

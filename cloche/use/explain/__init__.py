@@ -8,8 +8,8 @@ from typing import Any
 from cloche.errors import UserError
 from cloche.recipe import shipped
 from cloche.use.explain.inside import inside
-from cloche.use.explain.layers import Found, explain_layers
 from cloche.use.explain.step import explain_step, write_all
+from cloche.use.layers import Found, explain_layers
 from cloche.use.model import load
 from cloche.words import _
 

@@ -21,7 +21,7 @@ from cloche.errors import UserError
 from cloche.files import durable_write
 from cloche.training.objective import gradient_norm
 from cloche.use.draw import png, styled
-from cloche.use.explain.layers import Found, Layer, layers_of, watch
+from cloche.use.layers import Found, Layer, layers_of, watch
 from cloche.use.model import Model, load
 from cloche.use.story import columns
 from cloche.words import _, _n, listed, number, percent
