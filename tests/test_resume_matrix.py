@@ -10,6 +10,7 @@ import signal
 from forked import SMALL, Family
 import pytest
 from test_resume import acting, bits, saving_every, steps_saved
+import torch
 
 from cloche import cli
 from cloche.errors import STOPPED
@@ -90,3 +91,16 @@ def test_interrupted_it_ends_with_the_same_bits(name, precision, chunks, tmp_pat
     assert bits(broken) == bits(whole)
     results = json.loads((whole / "results.json").read_text())
     assert results["steps"] == STEPS
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_torchs_switch_for_determinism_changes_nothing(name, tmp_path):
+    """It refuses each operation that is not deterministic: on a CPU no recipe has one."""
+    family = Family(name, *TINY.get(name, ()), steps=STEPS)
+    assert cli.run(family.command(tmp_path / "plain")) == 0
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert cli.run(family.command(tmp_path / "strict")) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert bits(tmp_path / "strict") == bits(tmp_path / "plain")
