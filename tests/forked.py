@@ -67,7 +67,7 @@ from cloche.use import explain, report, train
 
 torch.set_num_threads(1)
 train.limit_of = lambda *given: 1e9
-SLOW_S = {"step": 0.02, "chunk": 0.1}
+SLOW_S = {"step": 0.01, "chunk": 0.1}
 if len(os.listdir("/proc/self/task")) != 1:
     sys.exit("threads before the fork")
 

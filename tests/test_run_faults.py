@@ -310,7 +310,7 @@ def full(at: int, fault: Exception, most: int = 1):
         yield
 
 
-@pytest.mark.parametrize("fault", FULL, ids=lambda fault: type(fault).__name__)
+@pytest.mark.parametrize("fault", FULL[:2], ids=lambda fault: type(fault).__name__)
 def test_no_memory_for_a_step_keeps_the_step_before(fault, cnn, tmp_path, capsys):
     """F22, F23: batch normalisation has seen the first chunk by then; the same command, with more memory, ends with the same bits."""
     capsys.readouterr()
@@ -325,7 +325,8 @@ def test_no_memory_for_a_step_keeps_the_step_before(fault, cnn, tmp_path, capsys
     assert bits(tmp_path / "run") == bits(cnn.whole)
 
 
-def test_another_fault_of_a_step_is_none_of_memory():
+def test_every_word_for_no_memory_is_known_and_no_other():
+    assert all(no_memory(fault) for fault in FULL)
     assert not no_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied (64x3 and 4x2)")) and not no_memory(ValueError("memory"))
 
 
