@@ -12,7 +12,7 @@ endif
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-slow test-faults test-gpu recipes bench-primer bench-diffusion words clean
+.PHONY: help demo test lint test-slow test-faults test-faults-long test-gpu recipes bench-primer bench-diffusion words clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -36,10 +36,13 @@ test: $(VENV)/.dev  ## the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not faults"
 
 test-slow: $(VENV)/.dev  ## the tests that take long
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not faults"
 
 test-faults: $(VENV)/.dev  ## kills, faults of the disk, power cuts, at every place
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not slow and not gpu"
+
+test-faults-long: $(VENV)/.dev  ## a hundred kills, and where they landed
+	$(BIN)/python -m pytest -s -m "faults and slow"
 
 test-gpu: $(VENV)/.dev  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -170,8 +170,10 @@ def _tell(fault: UserError, as_json: bool) -> int:
 def _print(text: str, end: str = "\n") -> None:
     from cloche.training.log import printable
 
+    if not text:  # the terminal may be gone by now, which is no fault
+        return
     try:
-        print(printable(text, sys.stdout), end=end if text else "", flush=True)
+        print(printable(text, sys.stdout), end=end, flush=True)
     except BrokenPipeError:  # whoever reads has left, like `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -18,6 +18,8 @@ from cloche.training.run import KIND, Run
 pytestmark = [pytest.mark.needs("strace"), pytest.mark.faults]
 
 AT = 300  # strace makes the 300th call of a process fail: 300 - k calls that do nothing come first, so that it is the k-th that counts
+FACTS = {"source": "a.csv", "kind": "columns", "labels": [], "outputs": 1, "multi": False, "n": 9, "parts": {"train": 9}, "left_out": []}
+FACTS |= {"fingerprint": "f", "device": "cpu", "torch": "2", "cloche": "0", "threads": 1, "parameters": 7, "flops": 9.0}
 STEPS = (4, 8, 12)  # the first is saved before anything fails, the third throws the first out
 
 DRIVER = """
@@ -27,6 +29,8 @@ import torch
 from cloche.errors import UserError
 from cloche.training.run import Run
 
+FACTS = json.loads(sys.argv.pop())
+
 def tensors(step):
     return {"a": torch.arange(6.0) * step, "b": torch.full((2, 3), step)}
 
@@ -34,12 +38,14 @@ def life(folder, steps, ends):
     run = Run(folder)
     said = {"saved": []}
     try:
-        run.open({"train": {"seed": 0}}, {"fingerprint": "f"}, False, ())
-        run.begin("[train]\\nseed = 0\\n", {"fingerprint": "f"}, {"kind": "columns"})
+        run.open({"train": {"seed": 0}}, FACTS, False, ())
+        run.begin("[train]\\nseed = 0\\n", FACTS, {"kind": "columns"})
         run.last()
         for step in steps:
             run.event(kind="step", step=step)
-            run.save(step, tensors(step), {"seconds": 1.0})
+            place = {"step": step, "epoch": 0, "index": step}
+            numbers = {"place": place, "best_value": [None, None], "best_step": 0, "waited": 0, "optim": "sgd", "seconds": 1.0}
+            run.save(step, tensors(step), numbers)
             said["saved"].append(step)
         if ends:
             run.finish(tensors(steps[-1]), {"accuracy": 1.0}, "# card")
@@ -87,7 +93,7 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 def test_a_disk_that_says_no_at_every_call(code, tmp_path):
     calls = "-e", "trace=write,fsync,?rename,?renameat,?renameat2"
     fail = [word for call in ("write", "fsync", "?rename,?renameat,?renameat2") for word in ("-e", f"inject={call}:error={code}:when={AT}")]
-    driver = [sys.executable, "-c", DRIVER, str(tmp_path), str(AT), json.dumps(STEPS)]
+    driver = [sys.executable, "-c", DRIVER, str(tmp_path), str(AT), json.dumps(STEPS), json.dumps(FACTS)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "LANGUAGE": "en"}
     done = subprocess.run(
         ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", *calls, *fail, *driver],
@@ -129,7 +135,7 @@ def test_a_disk_that_says_no_at_every_call(code, tmp_path):
             assert said.get("finished"), where  # only what may fail did: a line of the log, a deletion
         run = Run(folder)
         try:  # the next start
-            run.open({"train": {"seed": 0}}, {"fingerprint": "f"}, False, ())
+            run.open({"train": {"seed": 0}}, FACTS, False, ())
             if run.finished:
                 files.check_manifest(folder, KIND)
                 found, step = files.read_tensors(folder / "model.safetensors")[0], STEPS[-1]

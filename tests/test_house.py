@@ -431,3 +431,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(was)
+
+
+def test_every_fault_has_a_row_and_every_test_named_there_exists():
+    here = Path(__file__).parent
+    text = (here.parent / "docs/faults.md").read_text(encoding="utf-8")
+    rows = {int(n): row for n, row in re.findall(r"^\| F(\d+) \|(.*)$", text, re.MULTILINE)}
+    assert list(rows) == list(range(1, 38))
+    named = {n: re.findall(r"`(test_\w+\.py)::(test_\w+)`", row) for n, row in rows.items()}
+    assert not [n for n, tests in named.items() if not tests and "not run: " not in rows[n]]
+    found = {path.name: re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE) for path in here.glob("test_*.py")}
+    assert not [f"{file}::{name}" for tests in named.values() for file, name in tests if name not in found.get(file, ())]

@@ -354,14 +354,14 @@ def test_a_fault_in_the_final_evaluation_costs_no_training(mlp, fault, tmp_path,
 def test_the_second_signal_ends_at_once_and_a_closed_terminal_does_not(tmp_path):
     run = Run(tmp_path)
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    with use_train.signals(run):
+    with pytest.raises(UserError, match="everything done so far is saved") as caught, use_train.signals(run):
         run.looping = True
         signal.raise_signal(signal.SIGHUP)
         assert run.stop == 0
         signal.raise_signal(signal.SIGTERM)
         assert run.stop == signal.SIGTERM
-        with pytest.raises(UserError, match="everything done so far is saved") as caught:
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it goes on")
     assert caught.value.code == INTERRUPTED
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 

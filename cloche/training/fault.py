@@ -95,7 +95,8 @@ def no_memory(fault: BaseException) -> bool:
     """Whether this is the machine's word for "no memory left"."""
     if isinstance(fault, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(fault, RuntimeError) and ("DefaultCPUAllocator" in str(fault) or f"Error code {errno.ENOMEM}" in str(fault))
+    words = ("DefaultCPUAllocator", "bad_alloc", f"Error code {errno.ENOMEM}")
+    return isinstance(fault, RuntimeError) and any(word in str(fault) for word in words)
 
 
 def smaller(job: Job, run: Run, state: State, place: Place, why: str) -> UserError | None:

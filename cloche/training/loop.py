@@ -45,6 +45,8 @@ def loop(job: Job, run: Run, progress: Progress | None = None) -> tuple[Place, C
                     clock.save(run, state, place)
     finally:
         run.looping = False
+    if run.stop:  # it came too late for a step or a validation to see it; what follows may take minutes
+        raise stopped(run.stop)
     run.best_step = state.best_step if state.best else place.step
     state.load_weights(state.best or state.chosen())
     return place, clock
@@ -116,11 +118,11 @@ def _remembering(job: Job, run: Run, state: State, chunks: list[Chunk], place: P
     except (RuntimeError, MemoryError) as fault:
         if not no_memory(fault):
             raise
-        why = str(fault).splitlines()[0]
+        why = str(fault).partition("\n")[0] or type(fault).__name__
     state.carry = carry  # out here what the failed pass held is free again
     told = smaller(job, run, state, place, why)
+    clock.save(run, state, place)  # with what was logged; killed after this, the steps before are not done in smaller chunks
     if told:
-        clock.save(run, state, place)
         raise told
     say(_("no memory for step {step}: train.chunks = {n} from here on (other bits)").format(step=place.step + 1, n=job.config.chunks))
     return None

@@ -122,7 +122,6 @@ class Run:
         if not (self.path / POISONED).exists():
             raise UserError(_("{path} was not ended by a number that is not finite").format(path=self.path), "", _("leave out --rewind"))
         bad = files.read_json(self.path / POISONED)
-        self.event(kind="rewind", **bad)
         told = _("without the examples {ids} of step {step}, from the last checkpoint on")
         say(told.format(ids=listed(map(str, bad["rows"]), 8), step=bad["step"]))
         return sorted({*was, *bad["rows"]})

@@ -147,7 +147,7 @@ class State:
     def cut(self, lanes: dict[str, Tensor]) -> None:
         """The carry of all lanes → of the chunks that this process does."""
         bounds = self.lanes() if lanes else [0]
-        if lanes and (not self.job.train.carried or {len(t) for t in lanes.values()} != {bounds[-1]}):
+        if lanes and {len(t) for t in lanes.values()} != {bounds[-1]}:
             raise ValueError("the carried state is of other lanes")
         mine = range(self.job.group.rank, len(bounds) - 1, self.job.group.size)
         self.carry = {c: detached({k: t[bounds[c] : bounds[c + 1]] for k, t in lanes.items()}) for c in mine}

@@ -237,6 +237,10 @@ def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
     }
 
 
+class Ended(BaseException):
+    """A signal that ends the run at once. No `except` for the faults of data on its way may take it for one."""
+
+
 @contextlib.contextmanager
 def signals(run: Run):
     """SIGINT and SIGTERM ask the loop to save and end; the second of them ends at once. Outside the loop nothing waits to be saved."""
@@ -247,7 +251,7 @@ def signals(run: Run):
         if number == getattr(signal, "SIGHUP", None):  # a closed terminal does not end a run
             return
         if run.stop or not run.looping:
-            raise stopped(number)
+            raise Ended(number)
         run.stop = number
 
     try:
@@ -257,6 +261,10 @@ def signals(run: Run):
         before = {}
     try:
         yield
+    except Ended as fault:
+        told = stopped(fault.args[0])
+        told.goes_on = run.last_saved >= 0
+        raise told from None
     finally:
         for n, handler in before.items():
             signal.signal(getattr(signal, n), handler)
