@@ -17,7 +17,7 @@ from cloche.errors import DONE, FAILED, WRONG_INPUT
 from cloche.training.run import SEALED
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not have")
-PLAIN = ["--set", "train.precision=fp32", "--set", "train.layout=plain"]
+PLAIN = ["--set", "train.precision=fp32", "--set", "train.layout=plain", "--set", "train.matmul=default"]
 TINY = [*PLAIN, "--set", "data.pixels=12", "--set", "data.channels=1", "--set", "net.stages=[[2]]", "--set", "net.hidden=4"]
 TINY += ["--epochs", "2", "--batch", "8"]
 POINTS = [*PLAIN, "--set", "data.rows=100", "--epochs", "2"]

@@ -17,7 +17,7 @@ from cloche import __version__, cli, start
 from cloche.errors import DONE, FAILED, STOPPED, WRONG_INPUT
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="limits and pipes of Unix")
-PLAIN = ["--set", "train.precision=fp32", "--set", "train.layout=plain", "--set", "train.device=cpu"]
+PLAIN = ["--set", "train.precision=fp32", "--set", "train.layout=plain", "--set", "train.matmul=default", "--set", "train.device=cpu"]
 POINTS = [*PLAIN, "--set", "data.rows=100", "--epochs", "2"]
 TINY = [
     *PLAIN,
@@ -264,7 +264,7 @@ def test_training_digits_prints_what_LOOK_shows_in_100_columns(cloche, monkeypat
         r"epoch 1/1 ━{20} loss \d\.\d{3}  accuracy [\d.]+ %  validation [\d.]+ %   [\d ]+ pictures/s",
         r"test       accuracy [\d.]+ %  \(95 % interval [\d.]+–[\d.]+, n = 3\d\d, seed 0\)",
         r'           always answering "\d": [\d.]+ %      hardest: \d, read as \d in \d+ of \d+',
-        r"speed      \d+ % of what this machine can multiply \([\d. ]+ of 1 GFLOP/s\) · waiting for data \d+ % · [\d.]+ [MG]B of memory",
+        r"speed      \d+ % of what this machine can multiply \([\d. ]+ of 1 GFLOP/s\) · waiting for data \d+ % · [\d.]+ [MG]B",
         r"runs/digits in [\d.]+ s   look   runs/digits/report/index\.html",
         r" +inside cloche explain runs/digits",
         r" +try    cloche predict runs/digits my\.png",

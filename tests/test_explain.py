@@ -61,7 +61,7 @@ def curve(folder) -> Path:
 
 
 def trained(name: str, folder: Path, sets: dict) -> Path:
-    fixed = {"train.precision": "fp32", "train.layout": "plain", "train.device": "cpu"}
+    fixed = {"train.precision": "fp32", "train.layout": "plain", "train.matmul": "default", "train.device": "cpu"}
     return train(name, None, {**fixed, **sets}, Options(out=str(folder / name), quiet=True)).path
 
 

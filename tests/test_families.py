@@ -38,7 +38,11 @@ class Family:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder, self.name = folder, name
-        self.sets = [w for s in ("train.precision=fp32", "train.layout=plain", "train.device=cpu", *SMALL[name]) for w in ("--set", s)]
+        self.sets = [
+            w
+            for s in ("train.precision=fp32", "train.layout=plain", "train.matmul=default", "train.device=cpu", *SMALL[name])
+            for w in ("--set", s)
+        ]
 
     def command(self, out: Path) -> list[str]:
         return ["train", f"recipe:{self.name}", "--out", str(out), *self.sets]

@@ -15,7 +15,7 @@ TINY = {"data.pixels": 16, "net.stages": [[8], [16]], "net.hidden": 32, "net.nor
 @pytest.mark.gpu
 def test_the_cuda_path_learns_what_the_cpu_learns(tmp_path):
     """The same rows in the same order, fillers in the last chunk; dropout draws differ between devices, so it is off."""
-    sets = {**TINY, "net.dropout": 0.0, "train.layout": "plain"}
+    sets = {**TINY, "net.dropout": 0.0, "train.layout": "plain", "train.matmul": "default"}
     runs = {
         d: train("digits", sets={**sets, "train.device": d}, options=Options(out=str(tmp_path / d), quiet=True)) for d in ("cpu", "cuda")
     }

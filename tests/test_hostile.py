@@ -31,7 +31,7 @@ REFUSED_S = 0.1 * 3  # of processor time; three for a machine that others use to
 REFUSED_BYTES = 64 << 20
 VALUES = (None, True, -1, 0, 2**63, 10**9, 1e308, "x", "{0.__class__}", "$(touch touched)", "os:system", [], {}, [[1]], {"x": 1})
 FEW = (None, -1, 2**63, "x", [], {})
-FAST = ["train.precision=fp32", "train.layout=plain", "train.device=cpu", "train.batch=32"]
+FAST = ["train.precision=fp32", "train.layout=plain", "train.matmul=default", "train.device=cpu", "train.batch=32"]
 MLP = ["net.kind=mlp", "net.widths=[8]"]
 # what of each family is fuzzed: recipe and its keys, an input of `predict`
 FAMILIES = {

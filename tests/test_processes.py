@@ -22,7 +22,7 @@ SMALL = SMALL | {
     "digits-rows": ["train.steps=20"],
     "digits-mlp": ["train.steps=20", "train.ema=0.9"],
 }
-EVERYWHERE = ("train.precision=fp32", "train.layout=plain", "train.device=cpu")
+EVERYWHERE = ("train.precision=fp32", "train.layout=plain", "train.matmul=default", "train.device=cpu")
 
 
 def command(name: str, out: Path, *sets: str) -> list[str]:

@@ -19,7 +19,7 @@ from cloche.use.train import Options, train
 from cloche.words import number, percent
 
 HOSTILE = "<img onerror=x>"
-SETS = {"train.precision": "fp32", "train.layout": "plain", "train.device": "cpu"}
+SETS = {"train.precision": "fp32", "train.layout": "plain", "train.matmul": "default", "train.device": "cpu"}
 
 
 def small(tmp_path_factory, recipe, **sets):

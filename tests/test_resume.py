@@ -50,6 +50,7 @@ batch = 32
 chunks = 2
 precision = "fp32"
 layout = "plain"
+matmul = "default"
 device = "cpu"
 """
 MLP = """
@@ -69,6 +70,7 @@ epochs = 2
 batch = 64
 precision = "fp32"
 layout = "plain"
+matmul = "default"
 device = "cpu"
 """
 

@@ -150,7 +150,7 @@ SETS = {
     "train.log_steps": 1,
     "train.device": "cpu",
     "train.precision": "fp32",
-    "train.layout": "plain",
+    "train.layout": "plain", "train.matmul": "default",
     "optim.lr": 0.01,
 }
 FAMILIES = {"next token": (Reader, NextToken, chains, 0.6), "denoising": (Denoiser, Denoise, squares, 0.8)}

@@ -77,7 +77,7 @@ def closing(model: Model) -> str:
     if r["baselines"]:
         lines.append(("", f"{beside(r)}      {hardest(r, model.facts['labels'])}".rstrip()))
     if s := r["speed"]:
-        text = _("{share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait} · {memory} of memory")
+        text = _("{share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait} · {memory}")
         lines.append((_("speed"), text.format(**speed(s))))
     out = [f"{key:<10} {text}" for key, text in lines]
     head, run = _("{run} in {time}").format(run=shown(model.path), time=duration(r["seconds"])), shown(shlex.quote(str(model.path)))

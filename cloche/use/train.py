@@ -229,7 +229,7 @@ def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
         "flops_per_s": flops * rate,
         "limit_flops_per_s": limit,
         "share_of_limit": flops * rate / limit,
-        "peak_memory_bytes": peak_memory(job.train.device),
+        "peak_memory_bytes": float(peak_memory(job.train.device)),
         "waiting_frac": clock.waiting_s / total,
         "cold_s": round(clock.first_step_at - t0, 3),
         "training_s": round(total, 3),
