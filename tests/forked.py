@@ -133,7 +133,12 @@ class Family:
     """A shipped recipe made small, with its command."""
 
     def __init__(self, name: str, *more: str, steps: int = 0) -> None:
-        fixed = ["train.layout=plain", "train.matmul=default", "train.device=cpu", "train.log_steps=3"]  # what two unbroken runs might choose differently
+        fixed = [
+            "train.layout=plain",
+            "train.matmul=default",
+            "train.device=cpu",
+            "train.log_steps=3",
+        ]  # what two unbroken runs might choose differently
         fixed += [] if any(s.startswith("train.precision") for s in more) else ["train.precision=fp32"]
         sets = [s for s in SMALL[name] if not (steps and re.match(r"train\.(steps|epochs)=", s))] + (
             [f"train.steps={steps}"] if steps else []

@@ -106,7 +106,9 @@ def test_the_digits_by_path_of_a_recipe_file(tmp_path, monkeypatch):
     Path("my.toml").write_text(
         'format = 1\n[data]\nsource = "digits"\npixels = 8\nchannels = 1\n[net]\nkind = "mlp"\nwidths = [8]\n[train]\nsteps = 5\n'
     )
-    model = cloche.train("my.toml", sets={"train.precision": "fp32", "train.layout": "plain", "train.matmul": "default"}, options=Options(quiet=True))
+    model = cloche.train(
+        "my.toml", sets={"train.precision": "fp32", "train.layout": "plain", "train.matmul": "default"}, options=Options(quiet=True)
+    )
     assert model.path == Path("runs/my") and model.results["steps"] == 5
     picture = np.zeros((8, 8), np.uint8)
     (answer,) = model.predict([picture])

@@ -77,8 +77,9 @@ def closing(model: Model) -> str:
     if r["baselines"]:
         lines.append(("", f"{beside(r)}      {hardest(r, model.facts['labels'])}".rstrip()))
     if s := r["speed"]:
-        text = _("{share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait} · {memory}")
+        text = _("{share} of what this machine can multiply ({used} of {limit} GFLOP/s) · waiting for data {wait}")
         lines.append((_("speed"), text.format(**speed(s))))
+        lines += [("", _("at most {memory} of memory").format(memory=size(s["peak_memory_bytes"])))] if s.get("peak_memory_bytes") else []
     out = [f"{key:<10} {text}" for key, text in lines]
     head, run = _("{run} in {time}").format(run=shown(model.path), time=duration(r["seconds"])), shown(shlex.quote(str(model.path)))
     given = sample(model.facts["kind"], model.prepare.port, model.recipe.data.source)
@@ -95,7 +96,6 @@ def closing(model: Model) -> str:
 def speed(s: dict[str, float]) -> dict[str, str]:
     used, limit = s["flops_per_s"] / 1e9, s["limit_flops_per_s"] / 1e9
     shares = {"share": percent(s["share_of_limit"], 0), "wait": percent(s["waiting_frac"], 0)}
-    shares["memory"] = size(s["peak_memory_bytes"]) if s.get("peak_memory_bytes") else "–"
     return shares | {"used": number(used, 0 if used > 10 else 1), "limit": number(limit)}
 
 
