@@ -142,6 +142,10 @@ class Verdict:
         finally:
             seen, _watched = _watched, None
         self.s, self.grown = time.process_time() - t0, _peak() - peak
+        for _again in range(2 if self.code > 0 and self.s > REFUSED_S else 0):  # the best of three: other programs share the caches
+            t0 = time.process_time()
+            call(*argv)
+            self.s = min(self.s, time.process_time() - t0)
         wrong = []
         if self.code not in ((FAILED, WRONG_INPUT) if refused else (DONE, FAILED, WRONG_INPUT)):
             wrong.append(f"exit code {self.code}")
