@@ -116,7 +116,9 @@ def smaller(job: Job, run: Run, state: State, place: Place, why: str) -> UserErr
         run.amend("train", {"chunks": chunks})
         run.event(kind="memory", step=place.step, chunks=chunks)
         return None
-    do = _("the same command with --set train.chunks={n} --allow-change train.chunks needs about half; or set a smaller train.batch")
+    do = _("set a smaller train.batch, or take a smaller net")
+    if rows >= 2 * chunks:
+        do = _("the same command with --set train.chunks={n} --allow-change train.chunks needs about half; or set a smaller train.batch")
     return UserError(_("there is not enough memory for a step"), told, do.format(n=chunks), code=FAILED, name="out-of-memory")
 
 
