@@ -705,3 +705,26 @@ def test_a_device_asked_for_and_absent(device, tmp_path):
 def test_cuda_asked_for_and_absent(tmp_path):
     with pytest.raises(UserError, match="train.device = cuda, but there is no such device here"):
         train("digits-mlp", sets={**TINY, "train.device": "cuda"}, options=Options(out=str(tmp_path / "run"), quiet=True))
+
+
+class Leaping(nn.Module):
+    """Its answers are a thousand times too loud in one training pass."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.inner, self.at, self.calls = net(), at, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.inner(x) * (1000.0 if self.training and self.calls == self.at else 1.0)
+
+
+@pytest.mark.parametrize("at", [12, 0])
+def test_a_leap_of_the_loss_is_said_and_logged(at, tmp_path, capsys):
+    made = Made(tmp_path, net=Leaping(at), optim=SgdConfig(lr=1e-6))
+    leaps = [e for e in made.run() if e["kind"] == "leap"]
+    told = capsys.readouterr().err
+    assert [e["step"] for e in leaps] == ([12] if at else [])
+    assert ("the loss has leapt to" in told and "at step 12" in told) == bool(at)
+    if at:
+        assert leaps[0]["loss"] > 10 * leaps[0]["lowest"]

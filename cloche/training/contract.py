@@ -68,6 +68,7 @@ class Numbers(Frozen):
     best_value: Annotated[list[float | None], Field(min_length=2, max_length=2)]
     best_step: Count
     waited: Count
+    losses: Annotated[list[float], Field(min_length=2, max_length=2)] | None
     optim: str
     seconds: Size
     events_bytes: Count

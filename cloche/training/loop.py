@@ -186,6 +186,15 @@ def _log(job: Job, run: Run, state: State, place: Place, norm: Tensor) -> None:
         told = {k: float(v) / n for k, v in state.seen.items() if k != "n"}
         rate = job.optim.lr * job.optim.factor((place.step - 1) / job.steps)
         run.event(kind="step", step=place.step, epoch=place.epoch, n=n, lr=rate, norm=float(norm), **told)
+        first, lowest = state.losses or (told["loss"], told["loss"])
+        if told["loss"] > max(10 * lowest, first / 2):  # Megatron's factor; near zero ten times nothing is still nothing
+            run.event(kind="leap", step=place.step, loss=told["loss"], lowest=lowest)
+            say(
+                _("the loss has leapt to {loss} at step {step} (lowest {lowest}); optim.clip = 1 bounds a step").format(
+                    loss=number(told["loss"], 3), step=place.step, lowest=number(lowest, 3)
+                )
+            )
+        state.losses = (first, min(lowest, told["loss"]))
         state.shown = _figures(state.epoch_seen)
     state.seen = {}
 

@@ -34,6 +34,7 @@ class State:
     best_step: int = 0
     sums: list[Tensor] = field(default_factory=list)  # of this step, of all processes
     waited: int = 0
+    losses: tuple[float, ...] = ()  # the first line of the log's, and the lowest so far: what a leap is measured by
     shown: str = ""  # the figures of the last line of the log, as text: the bar must not wait for the device
 
     def weights(self) -> dict[str, Tensor]:
@@ -103,6 +104,7 @@ class State:
             "best_step": self.best_step,
             "optim": self.job.optim.kind,
             "waited": self.waited,
+            "losses": list(self.losses) or None,
         }
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -128,7 +130,7 @@ class State:
         if not self.job.group.leads:
             self.seen, self.epoch_seen = ({k: torch.zeros_like(t) for k, t in s.items()} for s in (self.seen, self.epoch_seen))
         self.best_value = tuple(-math.inf if v is None else v for v in numbers["best_value"])  # type: ignore[assignment]
-        self.best_step, self.waited = numbers["best_step"], numbers["waited"]
+        self.best_step, self.waited, self.losses = numbers["best_step"], numbers["waited"], tuple(numbers["losses"] or ())
         like = {k: t.shape for k, t in self.weights().items()}
         if any(found and {k: t.shape for k, t in found.items()} != like for found in (self.best, self.ema)):
             raise ValueError("the best weights or their average are of another net")
