@@ -44,7 +44,8 @@ def life(folder, steps, ends):
         for step in steps:
             run.event(kind="step", step=step)
             place = {"step": step, "epoch": 0, "index": step}
-            numbers = {"place": place, "best_value": [None, None], "best_step": 0, "waited": 0, "losses": None, "optim": "sgd", "seconds": 1.0}
+            numbers = {"place": place, "best_value": [None, None], "best_step": 0, "waited": 0, "losses": None, "optim": "sgd"}
+            numbers |= {"seconds": 1.0}
             run.save(step, tensors(step), numbers)
             said["saved"].append(step)
         if ends:
