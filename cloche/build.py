@@ -151,7 +151,8 @@ def job_of(recipe: Recipe, data: Data, task: Task, nets: dict[str, nn.Module], f
         raise RecipeError([Fault(f"train.patience = {recipe.train.patience}", told, way)])
     train = data.part("train")
     order = train.order(recipe.train.batch, recipe.train.seed)
-    if train.carried and len(order.ids(0, 0)[0]) < 2 * recipe.train.chunks and group.size > 1:
+    bounds, _per = train.bounds(len(order.ids(0, 0)[0]), recipe.train.chunks, recipe.train.batch)
+    if train.carried and group.size > 1 and len(bounds) <= recipe.train.chunks:  # a process that is always idle has no state to save
         told = _("{n} chunks need at least two lanes each").format(n=recipe.train.chunks)
         raise RecipeError([Fault(f"train.batch = {recipe.train.batch}", told, _("a larger batch, or fewer processes"))])
     return Job(

@@ -134,7 +134,8 @@ def run(argv: list[str]) -> int:
         return DONE
     except UserError as fault:
         if fault.goes_on or fault.name in ("disk-full", "write-failed"):  # what goes on, in full: without --again
-            command = shlex.join(["cloche", *(word for word in argv if not (fault.goes_on and word == "--again"))])
+            several = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", ""), "-m"] * ("RANK" in os.environ)
+            command = shlex.join([*several, "cloche", *(word for word in argv if not (fault.goes_on and word == "--again"))])
             fault.do = "\n  ".join(filter(None, (fault.do, command)))
         return _tell(fault.retold(argv) if hasattr(fault, "retold") else fault, as_json)
     except KeyboardInterrupt:

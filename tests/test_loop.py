@@ -728,3 +728,30 @@ def test_a_leap_of_the_loss_is_said_and_logged(at, tmp_path, capsys):
     assert ("the loss has leapt to" in told and "at step 12" in told) == bool(at)
     if at:
         assert leaps[0]["loss"] > 10 * leaps[0]["lowest"]
+
+
+def test_an_infinite_loss_with_a_finite_gradient_ends_the_run(tmp_path):
+    """Squares leave float32 before their gradient does: the sum of the losses is what overflows."""
+
+    class Huge(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return x[:, :1] * 0 + self.bias + 8e18
+
+    class Squares(Classify):
+        def loss(self, nets, chunk, carry):
+            y = nets["net"](chunk.data["columns"])[:, 0]
+            return (chunk.weight * y.square()).sum(), carry, {}
+
+        def measure(self, nets, chunk, carry):
+            return {}, carry, {"loss": nets["net"](chunk.data["columns"])[:, 0].square()}
+
+    made = Made(
+        tmp_path, net=Huge(), task=Squares(("0", "1", "2"), "cross_entropy", False, ROW), optim=SgdConfig(lr=1e-30), validation=False
+    )
+    with pytest.raises(UserError) as caught:
+        made.run()
+    assert caught.value.name == "not-finite"

@@ -14,6 +14,9 @@ from test_families import SMALL
 import torch
 
 from cloche import cli
+from cloche.build import facts_of, job_of, nets_of, open_data, task_of
+from cloche.config import RecipeError
+from cloche.recipe import change, find, parse
 from cloche.training.parallel import Group
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="not run: needs torchrun with gloo")
@@ -112,6 +115,24 @@ def test_every_recipe_on_four_processes(name, tmp_path):
     ended(torchrun(4, command(name, tmp_path / "exact", "train.chunks=4", "train.exact_sum=true", *sets)))
     assert same_bits(one, tmp_path / "exact")
     alike(one, tmp_path / "exact")
+
+
+@pytest.mark.faults
+def test_ordered_sums_keep_the_layout_of_the_weights(tmp_path):
+    """Fused optimizers walk weights and gradients side by side through memory."""
+    one, many = both("digits", 2, tmp_path, "train.layout=channels_last", "train.exact_sum=true")
+    assert same_bits(one, many)
+
+
+def test_a_process_that_would_always_be_idle_is_refused():
+    """Nine lanes in four chunks are three: the fourth process would have no state to save."""
+    recipe = parse(change(find("recipe:pydocs-lstm", None)[1], {"train.chunks": 4, "train.batch": 9, "data.vocabulary": 300}), "x")
+    data = open_data(recipe, torch.device("cpu"))
+    facts = facts_of(recipe, data)
+    recipe, task = task_of(recipe, data.prepare, facts)
+    job_of(recipe, data, task, nets_of(recipe, task), {}, Group())
+    with pytest.raises(RecipeError, match="two lanes each"):
+        job_of(recipe, data, task, nets_of(recipe, task), {}, Group(0, 4))
 
 
 @pytest.mark.faults

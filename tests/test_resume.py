@@ -560,3 +560,9 @@ def test_the_only_checkpoint_damaged(mlp, tmp_path, capsys):
     assert "start anew with --again" in capsys.readouterr().err
     assert cli.run(mlp.command(out, "--again")) == 0
     assert bits(out) == bits(mlp.whole)
+
+
+def test_a_running_average_that_is_allowed_in_the_middle_is_kept_from_there(mlp, tmp_path):
+    stopped_at(mlp, tmp_path / "run", 20)
+    assert cli.run([*mlp.command(tmp_path / "run"), "--set", "train.ema=0.9", "--allow-change", "train.ema"]) == 0
+    assert sha(tmp_path / "run/model.safetensors") != sha(mlp.whole / "model.safetensors")

@@ -26,7 +26,7 @@ def evaluate(
     """Dropout off, running statistics, no augmentation.
 
     Args:
-        group: the processes that share the chunks, where rows need not follow each other. asked: whether to stop early, if alone.
+        group: the processes that share the chunks, where rows need not follow each other. asked: the signal that asks to stop early.
     Returns: the task's sums; by row, `ids` (the rows of running text come in lanes) and what the task tells of it (`loss`, `predicted`, …),
         of several processes those that this one has seen.
     Raises: Interrupted.
@@ -41,7 +41,8 @@ def evaluate(
     carry = None
     try:
         for i, chunk in part.once(batch, group.rank if shared else 0, group.size if shared else 1):
-            if group.size == 1 and asked():
+            complete = not shared or (i // group.size + 1) * group.size <= n  # all processes come here, and do the same
+            if complete and group.agree(asked(), False)[0]:
                 raise Interrupted
             with rng.apart(part.device), precision.autocast(part.device):
                 torch.manual_seed(rng.chunk_seed(0, 0, i, -1))  # a task that draws noise to measure draws the same each time

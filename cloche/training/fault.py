@@ -32,7 +32,7 @@ def check(job: Job, run: Run, state: State) -> None:
     epoch, index = 0, bad
     while index >= job.order.steps(epoch):
         epoch, index = epoch + 1, index - job.order.steps(epoch)
-    chunks = job.chunks(epoch, index, rng.draw(job.config.seed, epoch))
+    chunks = [chunk for chunk in job.chunks(epoch, index, rng.draw(job.config.seed, epoch)) if not chunk.idle]
     ids = _of_all(job, [int(i) for chunk in chunks for i, w in zip(chunk.ids, chunk.weight, strict=True) if w > 0])
     culprits = _of_all(job, [int(i) for chunk in chunks for i in chunk.ids[_rows(job, chunk)]])
     layers = _layers(job, state, chunks, Place(bad, epoch, index))
@@ -45,11 +45,11 @@ def check(job: Job, run: Run, state: State) -> None:
 
 
 def _of_all(job: Job, ids: list[int]) -> list[int]:
-    """The rows that any process names, eight of each at most where there are several."""
+    """The rows that any process names."""
     if job.group.size == 1:
         return ids
-    mine = torch.zeros(job.group.size, 8, dtype=torch.int64)
-    mine[job.group.rank, : len(ids[:8])] = torch.tensor(ids[:8], dtype=torch.int64) + 1
+    mine = torch.zeros(job.group.size, int(job.group.sum(torch.tensor(len(ids)))), dtype=torch.int64)
+    mine[job.group.rank, : len(ids)] = torch.tensor(ids, dtype=torch.int64) + 1
     return [int(i) - 1 for i in job.group.whole(mine).flatten() if i > 0]
 
 

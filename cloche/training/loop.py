@@ -95,6 +95,10 @@ def _epoch(job: Job, run: Run, state: State, place: Place, clock: Clock, progres
     except Interrupted:  # a signal in a validation that may take minutes: it begins again where it began
         clock.save(run, state, place)
         raise stopped(run.stop) from None
+    except (RuntimeError, MemoryError) as fault:
+        if no_memory(fault) and job.group.size == 1:
+            clock.save(run, state, place)
+        raise
     place = Place(place.step, place.epoch + 1, 0)
     _pause(job, run, state, place, clock)
     return place
@@ -120,8 +124,12 @@ def _remembering(job: Job, run: Run, state: State, chunks: list[Chunk], place: P
             raise
         why = str(fault).partition("\n")[0] or type(fault).__name__
     state.carry = carry  # out here what the failed pass held is free again
+    alone = job.group.size == 1  # else the others wait in another sum
+    if alone:
+        check(job, run, state)  # nothing is saved beyond a bad step
     told = smaller(job, run, state, place, why)
-    clock.save(run, state, place)  # with what was logged; killed after this, the steps before are not done in smaller chunks
+    if alone:
+        clock.save(run, state, place)  # with what was logged; killed after this, the steps before are not done in smaller chunks
     if told:
         raise told
     say(_("no memory for step {step}: train.chunks = {n} from here on (other bits)").format(step=place.step + 1, n=job.config.chunks))
@@ -152,7 +160,8 @@ def step(job: Job, state: State, chunks: list[Chunk], place: Place) -> Tensor:
     state.settle()
     trained = parameters(state)
     norm = gradient_norm(trained, job.optim.clip)
-    state.bad_step = torch.where((state.bad_step < 0) & ~torch.isfinite(norm), place.step, state.bad_step)
+    wrong = group.sum((~torch.isfinite(seen["loss"])).to(torch.float32)) + ~torch.isfinite(norm)  # a loss of any process's
+    state.bad_step = torch.where((state.bad_step < 0) & (wrong > 0), place.step, state.bad_step)
     bad = (state.bad_step >= 0).to(torch.float32)
     state.optimizer.found_inf = bad  # type: ignore[attr-defined]
     for settings in state.optimizer.param_groups:

@@ -6,7 +6,7 @@ order of the additions is the network's, unless `train.exact_sum` asks for that 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from inspect import signature
 import os
@@ -44,8 +44,8 @@ class Group:
     def wait(self, what: str) -> None:
         """Until the first process has done it, however long that takes. Raises: UserError when it failed; it has said why."""
         while self.rank and not self.store.check([f"{self.runs} {what}"]):
-            if self.store.check(["failed"]):
-                raise UserError(_("the first process has failed"), code=int(self.store.get("failed")), name="follows")
+            if self.store.check([key := f"{self.runs} failed"]):
+                raise UserError(_("the first process has failed"), code=int(self.store.get(key)), name="follows")
             time.sleep(0.05)
 
     @contextmanager
@@ -57,12 +57,14 @@ class Group:
 
     def failed(self, fault: BaseException) -> None:
         """After a fault of this process. Raises: UserError "follows" where the first one, which has a moment for it, failed too."""
-        if self.size > 1 and self.leads:
-            self.store.set("failed", str(getattr(fault, "code", FAILED)))
-        for _moment in range(20 if self.rank else 0):
-            if self.store.check(["failed"]):
-                self.wait("what never comes")
-            time.sleep(0.05)
+        key, self.runs = f"{self.runs} failed", self.runs + 1
+        with suppress(RuntimeError):  # the store may have gone with the first process: the fault itself is what to tell
+            if self.size > 1 and self.leads:
+                self.store.set(key, str(getattr(fault, "code", FAILED)))
+            for _moment in range(20 if self.rank else 0):
+                if self.store.check([key]):
+                    raise UserError(_("the first process has failed"), code=int(self.store.get(key)), name="follows")
+                time.sleep(0.05)
 
     def sum(self, t: Tensor) -> Tensor:
         """The sum over the processes, in place."""
@@ -95,7 +97,9 @@ class Group:
         if exact:
             return objective
         new = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # torch 2.13's name of it
-        wrapped = DistributedDataParallel(objective, **{"forward_sync_buffers" if new else "broadcast_buffers": False})
+        # unused parameters are looked for because only then the buckets, and with them the order of the sums, never change in a run
+        more = {"forward_sync_buffers" if new else "broadcast_buffers": False, "find_unused_parameters": True}
+        wrapped = DistributedDataParallel(objective, **more)
         wrapped.register_comm_hook(None, _added)
         return wrapped
 
@@ -129,9 +133,13 @@ class Group:
         try:
             yield
         except RuntimeError as fault:
-            if self.size == 1 or not any(word in str(fault) for word in ("onnection", "imed out", "peer", "NCCL", "gloo")):
+            if self.size == 1 or not any(
+                word in str(fault).lower() for word in ("connection", "timed out", "timeout", "peer", "nccl", "gloo")
+            ):
                 raise
-            places = {r: int(self.store.get(f"at {r}")) for r in range(self.size) if self.store.check([f"at {r}"])}
+            places = {}
+            with suppress(RuntimeError):  # the store may be gone too
+                places = {r: int(self.store.get(f"at {r}")) for r in range(self.size) if self.store.check([f"at {r}"])}
             last = min(places.values(), default=0)
             behind = [str(r) for r in range(self.size) if r != self.rank and places.get(r, 0) == last]
             what = _("process {rank} lost the others at step {step}, while {doing}").format(rank=self.rank, step=step(), doing=self.doing)
@@ -140,7 +148,7 @@ class Group:
             raise UserError(what, found, do, code=STOPPED, name="lost") from fault
 
 
-def _added(_state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _added(_state, bucket):
     """The sum of a bucket of gradients; DistributedDataParallel's own way is their mean."""
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
@@ -153,10 +161,12 @@ def group() -> Group:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Group()
     if not joined:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        nccl = local < torch.cuda.device_count() and dist.is_nccl_available()
+        if nccl:
+            torch.cuda.set_device(local)
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=PATIENCE_S)))
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store when it starts lost processes again
         ours, torchs = (dist.PrefixStore(f"{whose} {start}", store) for whose in ("cloche", "torch"))
         dist.init_process_group(backend, store=torchs, rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE_S))

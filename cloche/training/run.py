@@ -172,7 +172,7 @@ class Run:
             folders.sync(self.log)  # as durable as the checkpoint that counts its bytes
             numbers = {**numbers, "events_bytes": self.log.stat().st_size}
             folders.make_folder(self.path / "checkpoints")
-            parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers).encode()}
+            parts = {"state.safetensors": files.tensor_file(tensors, {}), "place.json": json.dumps(numbers, allow_nan=False).encode()}
             files.write_folder(self.path / "checkpoints" / f"step-{step}", parts, "cloche checkpoint", {})
         self.last_saved = step
         for _step, folder in self._checkpoints()[:-KEEP]:

@@ -79,7 +79,7 @@ class State:
         if self.sums:
             parameters = [p for p in self.objective.parameters() if p.requires_grad]
             for p, t in zip(parameters, self.sums, strict=False):
-                p.grad = t
+                p.grad = torch.empty_like(p).copy_(t)  # fused kernels walk weights and gradients together: same memory layout
             for mine, t in zip(self.objective.statistics(), self.sums[len(parameters) :], strict=True):
                 mine.copy_(t)
             self.sums = []
@@ -126,11 +126,15 @@ class State:
             kept["state"].setdefault(int(i), {})[name] = torch.empty_like(like).copy_(t) if t.shape == like.shape else t
         self.optimizer.load_state_dict(kept)
         self.cut(group("carry"))
-        self.seen, self.epoch_seen, self.best, self.ema = group("seen"), group("epoch_seen"), group("best"), group("ema")
+        self.seen, self.epoch_seen, config = group("seen"), group("epoch_seen"), self.job.config
+        self.ema = (group("ema") or {k: t.detach().clone() for k, t in self.weights().items()}) if config.ema else {}
+        self.best = group("best") if config.select == "best" else {}
         if not self.job.group.leads:
             self.seen, self.epoch_seen = ({k: torch.zeros_like(t) for k, t in s.items()} for s in (self.seen, self.epoch_seen))
         self.best_value = tuple(-math.inf if v is None else v for v in numbers["best_value"])  # type: ignore[assignment]
         self.best_step, self.waited, self.losses = numbers["best_step"], numbers["waited"], tuple(numbers["losses"] or ())
+        if config.select == "best" and not self.best:  # what was kept so far was not for its figure
+            self.best_value, self.best_step = (-math.inf, -math.inf), 0
         like = {k: t.shape for k, t in self.weights().items()}
         if any(found and {k: t.shape for k, t in found.items()} != like for found in (self.best, self.ema)):
             raise ValueError("the best weights or their average are of another net")

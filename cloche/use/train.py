@@ -18,13 +18,13 @@ from cloche.build import Data, device_of, facts_of, job_of, nets_of, open_data, 
 from cloche.config import Fault, Frozen, RecipeError
 from cloche.data.chunk import Chunk
 from cloche.data.store import Store, cache_folder
-from cloche.errors import UserError
+from cloche.errors import FAILED, UserError
 from cloche.files import read_json
 from cloche.recipe import Recipe, change, find, parse
 from cloche.tasks import Task
 from cloche.tasks.metrics import Nets
 from cloche.training.clock import Clock
-from cloche.training.fault import stopped
+from cloche.training.fault import no_memory, stopped
 from cloche.training.job import Job
 from cloche.training.log import Progress, say
 from cloche.training.loop import loop
@@ -79,6 +79,11 @@ def train_recipe(
             model = _train_recipe(recipe, Run(path, group), options, store, module, task)
     except BaseException as fault:
         group.failed(fault)
+        if no_memory(fault):  # outside a step, which says more
+            do = _("set a smaller train.batch or train.test_batch (--allow-change lets a run that is begun go on), or take a smaller net")
+            raise UserError(
+                _("there is not enough memory"), str(fault).partition("\n")[0], do, code=FAILED, name="out-of-memory"
+            ) from fault
         raise
     group.runs += 1
     return model
@@ -99,7 +104,7 @@ def _train_recipe(recipe: Recipe, run: Run, options: Options, store: Store | Non
         recipe = recipe.but(train={"chunks": run.chunks(recipe.train.chunks, options.again)})
         nets = {k: n.to(device) for k, n in ({"net": module} if module is not None else nets_of(recipe, task)).items()}
         part = opened.part("train")
-        first = part.take(np.arange(min(recipe.train.batch, len(part))))
+        first = part.take(np.arange(min(max(2, -(-recipe.train.batch // recipe.train.chunks)), len(part))))  # a chunk
         flops, threads = flops_of(nets, task, first), torch.get_num_threads()
         torch.set_num_threads(threads_for(flops * recipe.train.batch, threads))
         parameters = sum(p.numel() for net in nets.values() for p in net.parameters())

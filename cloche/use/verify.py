@@ -66,7 +66,9 @@ def _killed(recipe: Path, out: Path, after_s: float, wait: bool) -> float | None
         process.wait(after_s)
     except subprocess.TimeoutExpired:
         process.kill()
-    return time.monotonic() - t0 if process.wait() != 0 else None
+    if process.wait() > 0:
+        raise UserError(_("the training itself failed"), "", code=FAILED)
+    return time.monotonic() - t0 if process.returncode else None
 
 
 def _newest(run: Path) -> int:
