@@ -1,13 +1,14 @@
 """Several processes, started by torchrun: each does every N-th chunk of a step, all make the same update, the first one writes.
 
 Gradients are added over the chunks of a step, whoever did them (the loss is divided by the count of the whole step before), so the
-number of processes decides only who does which chunk. Two processes add in an order that cannot matter: equal bits. With more the
-order of the additions is the network's, unless `train.exact_sum` asks for that of one process alone.
+number of processes decides only who does which chunk. On CPUs the sums of the processes are added in their order: equal bits where
+each does one chunk of a step. With more chunks than processes `train.exact_sum` asks for the order of one process alone.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import reduce
 from inspect import signature
 import os
 import time
@@ -67,8 +68,12 @@ class Group:
                 time.sleep(0.05)
 
     def sum(self, t: Tensor) -> Tensor:
-        """The sum over the processes, in place."""
-        if self.size > 1:
+        """The sum over the processes, in place; on CPUs in their order."""
+        if self.size > 1 and t.device.type == "cpu":
+            each = [torch.empty_like(t) for _rank in range(self.size)]
+            dist.all_gather(each, t)
+            t.copy_(reduce(torch.add, each))
+        elif self.size > 1:
             dist.all_reduce(t)
         return t
 
@@ -97,9 +102,7 @@ class Group:
         if exact:
             return objective
         new = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # torch 2.13's name of it
-        # unused parameters are looked for because only then the buckets, and with them the order of the sums, never change in a run
-        more = {"forward_sync_buffers" if new else "broadcast_buffers": False, "find_unused_parameters": True}
-        wrapped = DistributedDataParallel(objective, **more)
+        wrapped = DistributedDataParallel(objective, **{"forward_sync_buffers" if new else "broadcast_buffers": False})
         wrapped.register_comm_hook(None, _added)
         return wrapped
 
@@ -149,8 +152,15 @@ class Group:
 
 
 def _added(_state, bucket):
-    """The sum of a bucket of gradients; DistributedDataParallel's own way is their mean."""
-    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+    """The sum of a bucket of gradients; DistributedDataParallel's own way is their mean.
+
+    On CPUs in the order of the processes: the network's would hang on where in a bucket a number lies, and that changes after a restart.
+    """
+    mine = bucket.buffer()
+    if mine.device.type != "cpu":
+        return dist.all_reduce(mine, async_op=True).get_future().then(lambda done: done.value()[0])
+    each = [torch.empty_like(mine) for _rank in range(dist.get_world_size())]
+    return dist.all_gather(each, mine, async_op=True).get_future().then(lambda _done: reduce(torch.add, each))
 
 
 joined: list[Group] = []  # the one group of this process, once it is there

@@ -136,7 +136,7 @@ class State:
         if config.select == "best" and not self.best:  # what was kept so far was not for its figure
             self.best_value, self.best_step = (-math.inf, -math.inf), 0
         like = {k: t.shape for k, t in self.weights().items()}
-        if any(found and {k: t.shape for k, t in found.items()} != like for found in (self.best, self.ema)):
+        if any(found and {k: t.shape for k, t in found.items()} != like for found in (group("best"), group("ema"))):
             raise ValueError("the best weights or their average are of another net")
 
     def joined(self) -> dict[str, Tensor]:
