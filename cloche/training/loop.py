@@ -141,7 +141,8 @@ def step(job: Job, state: State, chunks: list[Chunk], place: Place) -> Tensor:
     group, ordered = job.group, job.group.size > 1 and job.config.exact_sum
     group.at(place.step)
     # the rows of all chunks, before any forward pass, so that each chunk can be divided by it
-    count = group.sum(sum(job.task.count(chunk) * (not chunk.idle) for chunk in chunks))
+    counts = [job.task.count(chunk) * (not chunk.idle) for chunk in chunks]
+    count = group.sum(sum(counts))
     seen: Sums = {}
     for k, chunk in enumerate(chunks):
         c = group.rank + k * group.size
@@ -153,7 +154,7 @@ def step(job: Job, state: State, chunks: list[Chunk], place: Place) -> Tensor:
             (total / count).backward()
         if not chunk.idle:
             state.carry[c] = detached(carry)
-        seen = add(seen, {"loss": total.detach(), "n": job.task.count(chunk) * (not chunk.idle), **told})
+        seen = add(seen, {"loss": total.detach(), "n": counts[k], **told})
         if ordered:
             state.order(chunk)
     # 4 update, unless a gradient was not finite now or ever before

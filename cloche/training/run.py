@@ -24,8 +24,8 @@ from cloche.words import _, listed
 
 KIND, FORMAT, KEEP = "cloche run", 1, 2
 SEALED = ("recipe.toml", "prepare.json", "facts.json", "model.safetensors", "results.json")  # what the manifest vouches for
-# in the order in which --again removes them: cut short anywhere, what is left is still a run's, and no finished one
 POISONED = "nonfinite.json"
+# in the order in which --again removes them: cut short anywhere, what is left is still a run's, and no finished one
 OURS = ("manifest.json", POISONED, "checkpoints", "events.jsonl", "report", "README.md", *SEALED[::-1])
 MOST_LOG_BYTES = 256 << 20  # a year of steps
 EXACT = ("fingerprint", "threads", "device", "torch", "cloche")  # facts that bits depend on

@@ -25,6 +25,8 @@ def verify_resume(recipe: str, data: str | None, sets: dict[str, Any], kills: in
         for the eye.
     Raises: UserError when a file of the two differs, or when the command itself fails.
     """
+    if kills < 1:
+        raise UserError(_("there is nothing to verify without a kill"), f"--kills {kills}", _("for example --kills 3"))
     name, raw = find(recipe, data)
     with tempfile.TemporaryDirectory(prefix="cloche-verify-") as folder:
         mine, whole, broken = Path(folder, f"{name}.toml"), Path(folder, "whole"), Path(folder, "broken")
@@ -67,7 +69,7 @@ def _killed(recipe: Path, out: Path, after_s: float, wait: bool) -> float | None
     except subprocess.TimeoutExpired:
         process.kill()
     if process.wait() > 0:
-        raise UserError(_("the training itself failed"), "", code=FAILED)
+        raise UserError(_("the training itself failed"), "", _("cloche train says why: type it with the same recipe"), code=FAILED)
     return time.monotonic() - t0 if process.returncode else None
 
 
