@@ -11,7 +11,7 @@ from cloche import files
 from cloche.config import Port
 from cloche.nets.cnn import CnnConfig
 from cloche.nets.mlp import MlpConfig
-from cloche.nets.parts import ACTIVATIONS, BatchNorm
+from cloche.nets.parts import ACTIVATIONS, BatchNorm, Dropout
 from cloche.recipe import change, find, parse
 
 REFERENCE = {  # the same functions written by hand; softmax over the channels
@@ -366,7 +366,7 @@ def test_eight_rows_are_learned_by_heart(name):
     net, x = built(config, inputs, classes=4, double=False), given(inputs, 8, dtype=torch.float32)
     label, optimizer = torch.arange(8) % 4, torch.optim.Adam(net.parameters(), 2e-2)
     torch.manual_seed(0)
-    for _step in range(70):
+    for _step in range(100):
         F.cross_entropy(net(x), label).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -409,3 +409,32 @@ def test_pooling_before_the_activation_changes_no_bit(dtype):
         found.append([y, *(p.grad for p in net.parameters())])
     assert quick != net.order
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("shape", [(1000, 1001), (7,), (3, 5, 7, 11)])
+def test_dropout_keeps_the_mean_and_zeroes_its_share(p, shape):
+    torch.manual_seed(0)
+    x, drop = torch.rand(shape, requires_grad=True), Dropout(p).train()
+    y = drop(x)
+    y.sum().backward()
+    kept = y != 0
+    assert torch.allclose(y[kept], x[kept] / (1 - p), rtol=1e-4) and torch.equal(x.grad != 0, kept)
+    if len(shape) == 2:  # a million draws: five standard deviations
+        n = x.numel()
+        assert abs(float((~kept).float().mean()) - p) < 5 * (p * (1 - p) / n) ** 0.5
+        each = kept.float().flatten()[: n - n % 4].view(-1, 4)
+        assert (
+            float((torch.corrcoef(each.T) - torch.eye(4)).abs().max()) < 5 / len(each) ** 0.5
+        )  # the four of one draw know nothing of each other
+        assert float((each.mean(0) - (1 - p)).abs().max()) < 5 * (p * (1 - p) / len(each)) ** 0.5
+    assert torch.equal(drop.eval()(x), x)
+    assert torch.equal(Dropout(0.0).train()(x), x)
+
+
+def test_dropout_hangs_on_the_seed_alone():
+    x, drop, found = torch.ones(64, 33), Dropout(0.3).train(), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(drop(x))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])

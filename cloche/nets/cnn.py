@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cloche.config import NetConfig, Port
-from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm
+from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm, Dropout
 from cloche.words import _
 
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1, max_length=200)]
@@ -91,7 +91,7 @@ class Cnn(nn.Module):
         self.fc1 = nn.Linear(channels * config.sides(side)[-1] ** 2, config.hidden)
         self.fc2 = nn.Linear(config.hidden, outputs)
         self.activation = ACTIVATIONS[config.activation]()
-        self.drop1, self.drop2 = nn.Dropout(config.dropout), nn.Dropout(config.dropout)
+        self.drop1, self.drop2 = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         for name in self.quick if self.training else self.order:

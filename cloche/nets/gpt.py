@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
 from cloche.nets.attention import Carry, attend, attention_weights, check_heads, merge_heads, split_heads
+from cloche.nets.parts import Dropout
 from cloche.words import _
 
 
@@ -38,7 +39,7 @@ class GptConfig(NetConfig):
 class Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.drop = heads, nn.Dropout(dropout)
+        self.heads, self.drop = heads, Dropout(dropout)
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
@@ -61,7 +62,7 @@ class Gpt(nn.Module):
     def __init__(self, vocabulary: int, context: int, config: GptConfig) -> None:
         super().__init__()
         self.context, self.head_width = context, config.width // config.heads
-        self.embed, self.drop = nn.Embedding(vocabulary, config.width), nn.Dropout(config.dropout)
+        self.embed, self.drop = nn.Embedding(vocabulary, config.width), Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _layer in range(config.layers))
         self.norm = nn.RMSNorm(config.width)
         nn.init.normal_(self.embed.weight, std=0.02)

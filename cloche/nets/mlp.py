@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cloche.config import NetConfig, Port
-from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm
+from cloche.nets.parts import ACTIVATIONS, Activation, BatchNorm, Dropout
 from cloche.words import _
 
 
@@ -46,7 +46,7 @@ class Mlp(nn.Module):
                 self.order.append(f"norm{i}")
             self.order += ["activation", "drop"] * (i <= len(widths))
         self.activation = ACTIVATIONS[config.activation]()
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)  # (B, F)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
+from cloche.nets.parts import Dropout
 from cloche.words import _
 
 Gates = dict[str, Tensor]
@@ -65,7 +66,7 @@ class Cells(nn.Module):
     def __init__(self, kind: str, inputs: int, width: int, layers: int = 1, both: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.kind, self.width, self.out, self.names = kind, width, width * (1 + both), ("h", "c") if kind == "lstm" else ("h",)
-        core, sizes, self.drop = CORES[kind], [inputs] + [self.out] * (layers - 1), nn.Dropout(dropout)
+        core, sizes, self.drop = CORES[kind], [inputs] + [self.out] * (layers - 1), Dropout(dropout)
         self.ahead = nn.ModuleList(core(n, width, batch_first=True) for n in sizes)
         self.back = nn.ModuleList(core(n, width, batch_first=True) for n in sizes * both)
         for lstm in [*self.ahead, *self.back] * (kind == "lstm"):  # forget little at first (Jozefowicz et al. 2015, section 5)
@@ -114,7 +115,7 @@ class RnnMaps(nn.Module):
         super().__init__()
         features = {1: 1, 2: inputs.shape[-1], 3: inputs.shape[0] * inputs.shape[-1]}[len(inputs.shape)]
         self.cells = Cells(config.kind, features, config.width, config.layers, config.both, config.dropout)
-        self.drop, self.head, self.shape = nn.Dropout(config.dropout), nn.Linear(self.cells.out, math.prod(outputs.shape)), outputs.shape
+        self.drop, self.head, self.shape = Dropout(config.dropout), nn.Linear(self.cells.out, math.prod(outputs.shape)), outputs.shape
 
     def frames(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2) if x.ndim == 4 else x if x.ndim == 3 else x[..., None]  # (B, T, F); a picture (B, h, C·w)
@@ -130,7 +131,7 @@ class RnnStreams(nn.Module):
     def __init__(self, inputs: Port, outputs: Port, config: RnnConfig) -> None:
         super().__init__()
         self.cells = Cells(config.kind, inputs.shape[-1] * config.stack, config.width, config.layers, config.both, config.dropout)
-        self.stack, self.drop, self.head = config.stack, nn.Dropout(config.dropout), nn.Linear(self.cells.out, outputs.size)
+        self.stack, self.drop, self.head = config.stack, Dropout(config.dropout), nn.Linear(self.cells.out, outputs.size)
 
     def frames(self, x: Tensor, lengths: Tensor) -> Tensor:
         padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]  # (B, T)
@@ -151,7 +152,7 @@ class RnnContinues(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(inputs.size, config.width)
         self.cells = Cells(config.kind, config.width, config.width, config.layers, dropout=config.dropout)
-        self.drop, self.bias = nn.Dropout(config.dropout), nn.Parameter(torch.zeros(outputs.size))
+        self.drop, self.bias = Dropout(config.dropout), nn.Parameter(torch.zeros(outputs.size))
         nn.init.normal_(self.embed.weight, std=config.width**-0.5)
 
     def start(self, rows: int, limit: int) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
 from cloche.nets.attention import Memory
+from cloche.nets.parts import Dropout
 from cloche.nets.rnn import Carry, Cells
 from cloche.words import _
 
@@ -42,7 +43,7 @@ class Seq2seq(nn.Module):
         self.encoder, self.decoder = Cells("gru", width, (width + 1) // 2, both=True), Cells("gru", width, width)
         self.begin, self.key = nn.Linear(self.encoder.out, width), nn.Linear(self.encoder.out, width, bias=False)
         self.writer, self.bias = Cells("gru", width + self.encoder.out, width), nn.Parameter(torch.zeros(targets))
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         nn.init.normal_(self.embed_target.weight, std=width**-0.5)  # also the rows of the output
 
     def encode(self, source: Tensor, source_len: Tensor) -> Memory:

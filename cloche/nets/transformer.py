@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
 from cloche.nets.attention import Carry, Memory, MultiHead, attention_weights, check_heads, sinusoid, split_heads
+from cloche.nets.parts import Dropout
 from cloche.words import _
 
 
@@ -38,7 +39,7 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float, decoder: bool) -> None:
         super().__init__()
-        self.norm1, self.norm3, self.drop = nn.LayerNorm(width), nn.LayerNorm(width), nn.Dropout(dropout)
+        self.norm1, self.norm3, self.drop = nn.LayerNorm(width), nn.LayerNorm(width), Dropout(dropout)
         self.own, self.up, self.down = MultiHead(width, heads), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         if decoder:
             self.norm2, self.cross = nn.LayerNorm(width), MultiHead(width, heads)
@@ -68,7 +69,7 @@ class Transformer(nn.Module):
         self.embed_source, self.embed_target, self.head = nn.Embedding(sources, w), nn.Embedding(targets, w), nn.Linear(w, targets)
         halves = ([Layer(w, config.heads, config.dropout, decoder) for _ in range(config.layers)] for decoder in (False, True))
         self.encoder, self.decoder = map(nn.ModuleList, halves)
-        self.norm_source, self.norm_target, self.drop = nn.LayerNorm(w), nn.LayerNorm(w), nn.Dropout(config.dropout)
+        self.norm_source, self.norm_target, self.drop = nn.LayerNorm(w), nn.LayerNorm(w), Dropout(config.dropout)
 
     def encode(self, source: Tensor, source_len: Tensor) -> Memory:
         x, marks = self.embed_source(source), sinusoid(source.shape[1], self.width, source.device)  # (B, S, C), (S, C)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
 from cloche.nets.attention import Memory, MultiHead, check_heads
+from cloche.nets.parts import Dropout
 from cloche.nets.textenc import TextencConfig
 from cloche.words import _
 
@@ -58,7 +59,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.GroupNorm(8, before), nn.GroupNorm(8, after, affine=False), nn.GroupNorm(8, after)
         self.conv1, self.conv2 = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
-        self.level, self.drop = nn.Linear(4 * config.width, 2 * after), nn.Dropout(config.dropout)
+        self.level, self.drop = nn.Linear(4 * config.width, 2 * after), Dropout(config.dropout)
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
         self.prompt, self.look = nn.Linear(config.text.width, after), MultiHead(after, config.heads)
         for last in (self.conv2, self.look.out):  # a block begins by changing nothing
