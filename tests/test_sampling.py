@@ -6,8 +6,10 @@ import torch
 from cloche.config import Port
 from cloche.decode.text import continue_text, pick, stream
 from cloche.errors import UserError
+from cloche.nets.attention import attend
 from cloche.nets.gpt import GptConfig
 from cloche.nets.rnn import RnnConfig
+from cloche.training.precision import Precision, bf16_is_native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0]).log_softmax(0)  # p = 0.0871, 0.6439, 0.2369, 0.0321
@@ -93,3 +95,28 @@ def test_text_comes_piece_by_piece_and_never_half_a_character():
     assert "".join(stream(iter(pairs), lambda ids: pairs[ids[0]])) == "aé日😀z"
     assert list(stream(iter(b"a\xe6\x97"), lambda ids: bytes(ids))) == ["a", "\ufffd"]  # it ends within one
     assert list(stream(iter(b"\xffb"), lambda ids: bytes(ids))) == ["\ufffd", "b"]
+
+
+@pytest.mark.parametrize("kind", ["gpt", "lstm"])
+def test_packed_for_writing_a_net_answers_as_before_and_keeps_its_state(kind):
+    made, tokens, cpu = net(kind), torch.tensor([[3, 1, 4, 1, 5, 9]]), torch.device("cpu")
+    state = {k: t.clone() for k, t in made.state_dict().items()}
+    with torch.inference_mode(), Precision("bf16").autocast(cpu):
+        plain = made(tokens)[0], written(made, tokens, 9)
+        Precision("fp32").pack(made, cpu)
+        assert torch.equal(made(tokens)[0], plain[0])  # nothing to do in float32
+        Precision("bf16").pack(made, cpu)
+        packed = made(tokens)[0], written(made, tokens, 9)
+    assert packed[0].dtype == torch.bfloat16 and ("logits" in vars(made.embed)) == bf16_is_native(cpu)
+    torch.testing.assert_close(packed[0], plain[0], rtol=2**-7, atol=2**-7)
+    assert packed[1] == plain[1]
+    assert state.keys() == made.state_dict().keys() and all(torch.equal(t, state[k]) for k, t in made.state_dict().items())
+
+
+def test_one_query_sees_what_the_fused_kernel_shows_it():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=g) for n in (1, 7, 7))
+    mask = torch.arange(7)[None, None, None] <= torch.tensor([2, 6])[:, None, None, None]
+    with torch.no_grad():
+        found = attend(q, k, v, mask)
+    torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask))

@@ -21,12 +21,12 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator
     if temperature == 0:
         return logits.argmax(1)
     below = logits.float() - logits.float().amax(1, keepdim=True)  # so that no temperature is too small
-    ranked, token = (below / temperature).sort(dim=1, descending=True, stable=True)  # (B, V)
-    p = ranked.softmax(1)
-    allowed = p.cumsum(1) - p < top_p  # what stands before it is less than the share
-    allowed[:, top_k or p.shape[1] :] = False
-    place = torch.multinomial((p * allowed).cpu(), 1, generator=generator)  # (B, 1)
-    return token.gather(1, place.to(token.device))[:, 0]
+    p, token = (below / temperature).softmax(1), None  # (B, V)
+    if top_k or top_p < 1:
+        p, token = p.topk(min(top_k or p.shape[1], p.shape[1]))  # the likeliest first
+        p = p * (p.cumsum(1) - p < top_p)  # what stands before it is less than the share
+    place = torch.multinomial(p.cpu(), 1, generator=generator).to(logits.device)  # (B, 1)
+    return (place if token is None else token.gather(1, place))[:, 0]
 
 
 def check_prompt(length: int, context: int) -> None:
@@ -45,7 +45,7 @@ def continue_text(
     What a net with a context has no more room for it forgets: it starts again from the newer half of what it sees.
     """
     check_prompt(prompt.shape[1], net.context)
-    room = net.context or prompt.shape[1] + limit
+    room = min(net.context or math.inf, prompt.shape[1] + limit)
     given = seen = prompt  # what comes next, and all that the carry holds with it (1, T)
     carry = net.start(1, room)
     for _n in range(limit):

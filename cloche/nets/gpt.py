@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
 from cloche.nets.attention import Carry, attend, attention_weights, check_heads, merge_heads, split_heads
-from cloche.nets.parts import Dropout
+from cloche.nets.parts import Dropout, Tied
 from cloche.words import _
 
 
@@ -62,7 +62,7 @@ class Gpt(nn.Module):
     def __init__(self, vocabulary: int, context: int, config: GptConfig) -> None:
         super().__init__()
         self.context, self.head_width = context, config.width // config.heads
-        self.embed, self.drop = nn.Embedding(vocabulary, config.width), Dropout(config.dropout)
+        self.embed, self.drop = Tied(vocabulary, config.width), Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _layer in range(config.layers))
         self.norm = nn.RMSNorm(config.width)
         nn.init.normal_(self.embed.weight, std=0.02)
@@ -87,7 +87,7 @@ class Gpt(nn.Module):
                 place = at[:, None, :, None].expand_as(k)
                 k, v = (carry[name][:, i].scatter_(2, place, new) for name, new in (("k", k), ("v", v)))  # (B, H, limit, D)
             x = block.add(x, attend(q, k, v, seen, causal=carry is None))
-        return F.linear(self.norm(x), self.embed.weight), carry and {**carry, "length": carry["length"] + tokens.shape[1]}
+        return self.embed.logits(self.norm(x)), carry and {**carry, "length": carry["length"] + tokens.shape[1]}
 
     def attention(self, tokens: Tensor) -> Tensor:
         """(B, T) → (B, layers, H, T, T): how much each token looks at each one up to itself."""

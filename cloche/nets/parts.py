@@ -1,4 +1,4 @@
-"""What two nets share: activations by name, and batch normalisation over a chunk."""
+"""What two nets share: activations by name, dropout, one matrix for input and output, batch normalisation over a chunk."""
 
 from typing import Literal
 
@@ -32,6 +32,17 @@ class Dropout(nn.Dropout):
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         mask = draws.view(torch.int16)[: x.numel()].view(x.shape) < round((1 - self.p) * 65536) - 32768
         return x * mask.to(x.dtype).div_(1 - self.p)
+
+
+class Tied(nn.Embedding):
+    """Rows that stand for tokens on the way in and, multiplied with, tell the next one on the way out.
+
+    Source: Press & Wolf 2017, "Using the output embedding to improve language models", arXiv 1608.05859.
+    """
+
+    def logits(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(…, C) → (…, V)."""
+        return F.linear(x, self.weight, bias)
 
 
 class BatchNorm(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
-from cloche.nets.parts import Dropout
+from cloche.nets.parts import Dropout, Tied
 from cloche.words import _
 
 Gates = dict[str, Tensor]
@@ -150,7 +150,7 @@ class RnnContinues(nn.Module):
 
     def __init__(self, inputs: Port, outputs: Port, config: RnnConfig) -> None:
         super().__init__()
-        self.embed = nn.Embedding(inputs.size, config.width)
+        self.embed = Tied(inputs.size, config.width)
         self.cells = Cells(config.kind, config.width, config.width, config.layers, dropout=config.dropout)
         self.drop, self.bias = Dropout(config.dropout), nn.Parameter(torch.zeros(outputs.size))
         nn.init.normal_(self.embed.weight, std=config.width**-0.5)
@@ -163,4 +163,4 @@ class RnnContinues(nn.Module):
 
     def forward(self, tokens: Tensor, carry: Carry = None) -> tuple[Tensor, dict[str, Tensor]]:
         y, carry = self.cells(self.frames(tokens), carry=carry)
-        return F.linear(self.drop(y), self.embed.weight, self.bias), carry
+        return self.embed.logits(self.drop(y), self.bias), carry

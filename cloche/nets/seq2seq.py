@@ -14,11 +14,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 import torch
 from torch import Tensor, nn
-import torch.nn.functional as F
 
 from cloche.config import NetConfig, Port
 from cloche.nets.attention import Memory
-from cloche.nets.parts import Dropout
+from cloche.nets.parts import Dropout, Tied
 from cloche.nets.rnn import Carry, Cells
 from cloche.words import _
 
@@ -39,7 +38,7 @@ class Seq2seq(nn.Module):
 
     def __init__(self, sources: int, targets: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.embed_source, self.embed_target = nn.Embedding(sources, width), nn.Embedding(targets, width)
+        self.embed_source, self.embed_target = nn.Embedding(sources, width), Tied(targets, width)
         self.encoder, self.decoder = Cells("gru", width, (width + 1) // 2, both=True), Cells("gru", width, width)
         self.begin, self.key = nn.Linear(self.encoder.out, width), nn.Linear(self.encoder.out, width, bias=False)
         self.writer, self.bias = Cells("gru", width + self.encoder.out, width), nn.Parameter(torch.zeros(targets))
@@ -59,7 +58,7 @@ class Seq2seq(nn.Module):
         carry = carry or self.start(len(target), 0, memory)
         state, weights, asked = self._look(target, memory, carry)
         y, written = self.writer(torch.cat([state, weights @ memory[0]], 2), carry={"h": carry["written"]})  # (B, U, C)
-        return F.linear(self.drop(y), self.embed_target.weight, self.bias), {**asked, "written": written["h"]}
+        return self.embed_target.logits(self.drop(y), self.bias), {**asked, "written": written["h"]}
 
     def _look(self, target: Tensor, memory: Memory, carry: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The decoder's states (B, U, C) and how much each looks at each place of the source (B, U, S)."""

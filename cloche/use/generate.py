@@ -47,8 +47,10 @@ def how_of(given: dict[str, str]) -> How:
 def generate(run: str | Path, prompt: str, how: How, write: Callable[[str], None]) -> dict[str, Any]:
     """{"outputs": [{"prompt", "text" or "path"}]}; `write` is given the text piece by piece while it is made."""
     model = load(run)
-    with torch.inference_mode(), precision_of(model.recipe).autocast(model.device):
+    precision = precision_of(model.recipe)
+    with torch.inference_mode(), precision.autocast(model.device):
         if model.task.face == "continues":
+            precision.pack(model.net, model.device)
             return {"outputs": [{"prompt": prompt, "text": _text(model, prompt, how, how.seed + i, write)} for i in range(how.n)]}
         if model.task.face == "denoises":
             return {"outputs": [{"prompt": prompt, "path": _pictures(model, prompt, how)}]}
