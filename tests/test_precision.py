@@ -68,7 +68,7 @@ class Task:
 def test_the_trial_takes_the_fastest_of_what_is_allowed(fastest, monkeypatch):
     monkeypatch.setattr(precision, "onednn_is_exact", lambda: True)
     monkeypatch.setattr(precision, "bf16_is_native", lambda device: True)
-    monkeypatch.setattr(precision, "_time", lambda nets, task, chunk, choice, rounds: 1.0 if choice == fastest else 2.0)
+    monkeypatch.setattr(precision, "_time", lambda nets, task, chunk, choice, rounds, enough: 1.0 if choice == fastest else 2.0)
     ids = torch.arange(4)
     chunk = Chunk({"x": torch.randn(4, 3)}, ids, ids, torch.ones(4), torch.tensor(0), True)
     chosen, tried = trial({"net": nn.Linear(3, 2)}, Task(), chunk, Precision("auto", "auto", "auto"))
