@@ -127,7 +127,7 @@ def trial(nets: Nets, task: Any, chunk: Chunk, asked: Precision, rounds: int = 3
 
 
 def _time(nets: Nets, task: Any, chunk: Chunk, precision: Precision, rounds: int, enough: float) -> float:
-    """Best of a few passes on a copy of the nets; the first builds kernels: it counts only if it alone is slower than `enough` and 50 ms."""
+    """Best of a few passes on a copy of the nets; the first builds kernels and counts only if it took longer than `enough` + 50 ms."""
     mine, best = {k: copy.deepcopy(n).train() for k, n in nets.items()}, float("inf")
     precision.apply(mine)
     chunk = precision.place(chunk)
