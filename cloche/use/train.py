@@ -219,13 +219,17 @@ def choose_precision(recipe: Recipe, job: Job, chunk: Any, flops: float) -> tupl
 
 
 def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
-    """Examples/s from the median step (the first ten build kernels and are left out), and what share of the machine that is."""
-    steady = clock.steps_s[10:60] if len(clock.steps_s) > 20 else clock.steps_s[1:] or clock.steps_s
+    """Examples/s from the median step (the first ten build kernels and are left out), and what share of the machine that is.
+
+    On a GPU from all steps together: one alone only says how long it took to ask for it.
+    """
+    cpu, long = job.train.device.type == "cpu", len(clock.steps_s) > 20
+    steady = clock.steps_s[10 : 60 if cpu else None] if long else clock.steps_s[1:] or clock.steps_s
     if not steady:
         return {}
-    rate = min(job.config.batch, len(job.train)) / statistics.median(steady)
+    rate = min(job.config.batch, len(job.train)) / (statistics.median(steady) if cpu else statistics.fmean(steady))
     mine = torch.get_num_threads()
-    torch.set_num_threads(max(mine, os.cpu_count() or 1) if job.train.device.type == "cpu" else mine)  # the machine's, not the run's
+    torch.set_num_threads(max(mine, os.cpu_count() or 1) if cpu else mine)  # the machine's, not the run's
     limit = limit_of(job.precision.dtype, job.train.device)
     torch.set_num_threads(mine)
     total = sum(clock.steps_s)
