@@ -189,10 +189,11 @@ def write(result: dict, path: Path) -> None:
     os.replace(draft, path)
 
 
-def told(measure: Callable[[], None]) -> None:
-    """The end of a program: "not run: needs …" and code 0 where something is absent, code 1 where a side gave no figure."""
+def told(measure: Callable[[], bool | None]) -> None:
+    """The end of a program: "not run: needs …" and code 0 where something is absent; 1 where a side gave no figure or a bound broke."""
     try:
-        measure()
+        if measure() is False:
+            sys.exit(1)
     except NotRun as lack:
         print(f"not run: needs {lack}")
     except Failed as fault:
