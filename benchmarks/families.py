@@ -48,7 +48,7 @@ class Comparison:
 
 
 def made(name: str, make: Callable[[Path], None]) -> Path:
-    """A folder below WORK, whole or absent."""
+    """A folder below WORK, whole or absent; its name holds what it hangs on."""
     folder, draft = WORK / name, WORK / f"{name}.draft"
     if not folder.exists():
         shutil.rmtree(draft, ignore_errors=True)
@@ -132,7 +132,7 @@ def lstm(o: argparse.Namespace) -> Comparison:
     examples, commit = checkout(o.examples, "--examples", "pytorch/examples", "word_language_model/main.py")
     data, recipe = holding(o.data, ("english_novels/train.txt.gz",), "english_novels/"), recipe_of("lstm")
     python, versions = environment(job="lstm_peer")
-    corpus = made("novels", partial(novels, data, recipe))
+    corpus = made(f"novels-{NOVELS_CHARS}-{recipe['data']['vocabulary']}", partial(novels, data, recipe))
     peers = both("pytorch/examples word_language_model", python, "lstm_peer", examples, corpus, recipe["train"]["steps"])
     own = trained("lstm", "words", recipe["data"]["window"], corpus / "novels.txt")
     return Comparison(peers, own, versions | {"pytorch/examples": commit}, {"words_per_s": "words/s"}, hide=(examples, WORK))
@@ -160,7 +160,7 @@ def sample(o: argparse.Namespace) -> Comparison:
 def unet(o: argparse.Namespace) -> Comparison:
     data, recipe = holding(o.data, ("openmoji/openmoji_color_72x72.zip",), "openmoji/"), recipe_of("unet")
     python, versions = environment(*DIFFUSION, job="unet_peer")
-    folder, widths = made("pictures", partial(pictures, data)), [recipe["net"]["width"], *recipe["net"]["mults"]]
+    folder, widths = made(f"pictures-{PICTURES}-{SIDE}", partial(pictures, data)), [recipe["net"]["width"], *recipe["net"]["mults"]]
     words = (folder, recipe["train"]["steps"], recipe["train"]["batch"], ",".join(map(str, widths)))
     peers = both("denoising-diffusion-pytorch", python, "unet_peer", *words, env={"PYTHONPATH": str(ROOT)})
     return Comparison(peers, trained("unet", "pictures", 1, folder), versions, {"pictures_per_s": "pictures/s"}, hide=(WORK,))
@@ -184,6 +184,7 @@ def measured(name: str, c: Comparison, rounds: int) -> list[dict]:
         gflop = {key: sides[key]["flops"] / 1e9 for key in "ab"}
         rates = {key: each["figures"][rate][f"{key}_median"] * gflop[key] for key in "ab"}
         each |= {"gflop": gflop, "gflop_per_s": rates, "share_of_top_matmul": {key: r / top for key, r in rates.items()}}
+        each["remarks"] += [f"side {key}: {r:.0f} GFLOP/s is above the measured limit of {top:.0f}" for key, r in rates.items() if r > top]
         ends = {key: sides[key]["losses"] for key in "ab"}
         told = (f"{gflop[key]:.4g} GFLOP, loss {ends[key][0]:.3g} at first and {ends[key][-1]:.3g} at last" for key in "ab")
         each["remarks"].append(f"one of {c.figures[rate].removesuffix('/s')}, of the peer and of cloche: " + "; ".join(told))
