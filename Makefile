@@ -12,7 +12,7 @@ endif
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-slow test-faults test-faults-long test-gpu recipes bench-primer bench-diffusion words clean
+.PHONY: help demo test lint test-slow test-faults test-faults-long test-gpu recipes bench bench-primer bench-frameworks bench-families bench-loop bench-diffusion words clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -55,6 +55,17 @@ recipes: $(VENV)/.dev  ## every shipped recipe against its [expect]
 
 bench-primer: $(VENV)/.dev  ## the primer's job: cloche beside the script
 	$(BIN)/python benchmarks/primer.py --data $(DATA)/mnist
+
+bench-frameworks: $(VENV)/.dev  ## the same job: cloche beside Keras, Lightning and transformers.Trainer
+	$(BIN)/python benchmarks/frameworks.py --data $(DATA)/mnist
+
+bench-families: $(VENV)/.dev  ## the other families: cloche beside the best-known programs
+	$(BIN)/python benchmarks/families.py --data $(DATA) $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(NANOGPT),--nanogpt $(NANOGPT))
+
+bench-loop: $(VENV)/.dev  ## what the loop and its checkpoints cost
+	$(BIN)/python benchmarks/loop.py --data $(DATA)/mnist
+
+bench: bench-primer bench-frameworks bench-families bench-loop  ## all four, one after the other: leave the machine alone
 
 bench-diffusion: $(VENV)/.dev  ## what the drawn digits of runs/digits-diffusion are worth
 	$(BIN)/python benchmarks/diffusion.py runs/digits-diffusion --out .bench/diffusion

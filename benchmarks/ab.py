@@ -70,24 +70,25 @@ def run(side: Side) -> dict:
     }
 
 
-def alternate(a: Side, b: Side, rounds: int, say: Callable[[str], None] = lambda text: None) -> list[dict]:
-    """A B, B A, A B, …: one {"a", "b", "dropped"} a round.
+def alternate(sides: dict[str, Side], rounds: int, say: Callable[[str], None] = lambda text: None) -> list[dict]:
+    """A B, B A, A B, …, of three A B C, C B A, …: one {key: figures, …, "dropped"} a round.
 
     A round in which a side used less than STEADY_FRAC of the cores of its best process is played once more at the end; the
-    first pair then stands under "dropped", so that nothing measured is lost.
+    first one then stands under "dropped", so that nothing measured is lost.
     """
 
     def play(i: int) -> dict:
-        pair = {key: run({"a": a, "b": b}[key]) for key in ("ab" if i % 2 == 0 else "ba")}
-        say(f"round {i + 1} of {rounds}: " + "   ".join(f"{side.name} {_short(pair[key])}" for key, side in (("a", a), ("b", b))))
-        return {"a": pair["a"], "b": pair["b"], "dropped": None}
+        keys = list(sides)
+        found = {key: run(sides[key]) for key in (keys if i % 2 == 0 else keys[::-1])}
+        say(f"round {i + 1} of {rounds}: " + "   ".join(f"{side.name} {_short(found[key])}" for key, side in sides.items()))
+        return {key: found[key] for key in keys} | {"dropped": None}
 
     played = [play(i) for i in range(rounds)]
-    best = {key: max(r[key]["cores"] for r in played) for key in "ab"}
+    best = {key: max(r[key]["cores"] for r in played) for key in sides}
     for i, r in enumerate(played):
-        if any(r[key]["cores"] < STEADY_FRAC * best[key] for key in "ab"):
+        if any(r[key]["cores"] < STEADY_FRAC * best[key] for key in sides):
             say(f"round {i + 1} was disturbed and is repeated")
-            played[i] = play(i) | {"dropped": {"a": r["a"], "b": r["b"]}}
+            played[i] = play(i) | {"dropped": {key: r[key] for key in sides}}
     return played
 
 
@@ -142,9 +143,9 @@ def main() -> None:
     def read(printed: str, folder: Path) -> dict:
         return {"figure": match(o.figure, printed)} if o.figure else {}
 
-    a, b = (Side(name, tuple(shlex.split(command)), read) for name, command in (("a", o.a), ("b", o.b)))
+    sides = {name: Side(name, tuple(shlex.split(command)), read) for name, command in (("a", o.a), ("b", o.b))}
     try:
-        rounds = alternate(a, b, o.rounds, say=lambda text: print(text, file=sys.stderr))
+        rounds = alternate(sides, o.rounds, say=lambda text: print(text, file=sys.stderr))
     except Failed as fault:
         sys.exit(str(fault))
     result = compare(rounds, "figure" if o.figure else "wall_s", more_is_better=bool(o.figure))

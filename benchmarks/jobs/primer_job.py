@@ -1,26 +1,19 @@
 """The primer's training job as the primer writes it: PIL transforms in a plain loader, float32, batch 64, plain Adam.
 
-    python benchmarks/primer_job.py DATA STEPS [--tuned]
+    python benchmarks/jobs/primer_job.py DATA STEPS [--tuned]
 
 DATA is a folder with MNIST's IDX files (.gz). This is the peer that cloche is measured against, so nothing of cloche is
 imported. --tuned is the same job after the fixes that a good hand would make in the script: bfloat16 autocast,
 channels-last, fused Adam; the loader stays. Prints a line for people and one of JSON.
 """
-# ruff: noqa: E402  (the clock starts before the heavy imports)
 
-import argparse
+from watch import Watch, arguments, tell  # isort: skip  (its clock starts before the heavy imports)
+
 from collections.abc import Iterator
 import gzip
-from importlib.metadata import version
-import json
-import os
 from pathlib import Path
-import statistics
 import struct
 import sys
-import time
-
-SCRIPT_T0 = time.perf_counter()
 
 import numpy as np
 from PIL import Image
@@ -41,7 +34,7 @@ except RuntimeError:
         library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from torchvision import transforms
 
-BATCH, FIRST_TIMED_STEP = 64, 10  # steps count from 1; the first few are slow on every side (page faults, kernel choice)
+BATCH = 64
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels
 
 
@@ -106,15 +99,6 @@ def endless(batches: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         yield from batches
 
 
-def since_process_start() -> tuple[float, str]:
-    """Seconds since the interpreter's process began, and from where they count (where there is no /proc: this file's first line)."""
-    try:
-        started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK"), "process"
-    except (OSError, AttributeError):
-        return time.perf_counter() - SCRIPT_T0, "script"
-
-
 def train(folder: Path, steps: int, tuned: bool) -> dict:
     """Trains for `steps` batches and says how fast it went."""
     torch.manual_seed(0)
@@ -126,8 +110,7 @@ def train(folder: Path, steps: int, tuned: bool) -> dict:
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-4, fused=tuned or None)
     net.train()
-    step_s, losses, correct, total, cold = [], [], 0, 0, (0.0, "")
-    t0 = time.perf_counter()
+    watch, losses, correct, total = Watch(), [], 0, 0
     for step, (x, y) in enumerate(endless(batches), 1):
         x, y = x.to(device), y.to(device)
         if tuned:
@@ -141,46 +124,18 @@ def train(folder: Path, steps: int, tuned: bool) -> dict:
         losses.append(loss.item())  # waits for the device, as the primer's progress bar does at every step
         correct += (logits.argmax(1) == y).sum().item()
         total += len(y)
-        t1 = time.perf_counter()
-        step_s.append(t1 - t0)  # the loader's share is in it
-        t0 = t1
-        if step == 1:
-            cold = since_process_start()
+        watch.step()
         if step == steps:
             break
-    typical_s = statistics.median(step_s[FIRST_TIMED_STEP - 1 :])
-    return {
-        "images_per_s": BATCH / typical_s,
-        "ms_per_step": 1000 * typical_s,
-        "cold_s": cold[0],
-        "cold_from": cold[1],
-        "loss": statistics.mean(losses[FIRST_TIMED_STEP - 1 :]),
-        "accuracy": correct / total,
-        "steps": steps,
-        "batch": BATCH,
-        "params": sum(p.numel() for p in net.parameters()),
-        "tuned": tuned,
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-    }
+    return watch.figures(BATCH, losses) | machine(net, tuned) | {"accuracy": correct / total}
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}
-
-
-def main() -> None:
-    p = argparse.ArgumentParser(description="The primer's training job, as the primer writes it.")
-    p.add_argument("data", type=Path, help="folder with MNIST's IDX files (.gz)")
-    p.add_argument("steps", type=int, help=f"more than {FIRST_TIMED_STEP}: the median is over the steps from the {FIRST_TIMED_STEP}th")
-    p.add_argument("--tuned", action="store_true", help="bfloat16 autocast, channels-last, fused Adam; the same loader")
-    o = p.parse_args()
-    if o.steps <= FIRST_TIMED_STEP:
-        p.error(f"STEPS is {o.steps}; give more than {FIRST_TIMED_STEP}, the steps before are not timed")
-    r = train(o.data, o.steps, o.tuned)
-    print(f"{r['images_per_s']:.1f} images/s, {r['ms_per_step']:.1f} ms a step, loss {r['loss']:.3f}, first step after {r['cold_s']:.1f} s")
-    print(json.dumps(r))
+def machine(net: nn.Module, tuned: bool) -> dict:
+    """What makes two runs comparable."""
+    params, device = sum(p.numel() for p in net.parameters()), next(net.parameters()).device.type
+    return {"batch": BATCH, "params": params, "tuned": tuned, "device": device, "threads": torch.get_num_threads()}
 
 
 if __name__ == "__main__":
-    main()
+    o = arguments(__doc__, "bfloat16 autocast, channels-last, fused Adam; the same loader")
+    tell(train(o.data, o.steps, o.tuned))
