@@ -1,7 +1,7 @@
 """The tables of docs/speed.md, written from the files of results: no figure there is typed by hand.
 
-    python benchmarks/table.py            rewrites what stands between the two marks in docs/speed.md
-    python benchmarks/table.py --check    ends with 1 where it is not what the files say
+python benchmarks/table.py            rewrites what stands between the two marks in docs/speed.md
+python benchmarks/table.py --check    ends with 1 where it is not what the files say
 """
 
 import argparse
@@ -37,8 +37,9 @@ def machine(result: dict) -> str:
     spans = ", ".join(f"{k.partition('_')[0]} {min(v):.0f}–{max(v):.0f} GFLOP/s" for k, v in tops.items())
     copy = [m["copy_gb_per_s"] for m in limits]
     torch = result["versions"]["b"]["torch"]
-    where = f"{hardware['cores']} cores of {hardware['cpu']}, PyTorch {torch}; limits beside it: {spans}, copying {min(copy):.0f}–{max(copy):.0f} GB/s"
-    return f"{where}; commit {result['commit'][:7]}, {result['started'][:10]}."
+    where = f"{hardware['cores']} cores of {hardware['cpu']}, PyTorch {torch}"
+    beside = f"limits beside it: {spans}, copying {min(copy):.0f}–{max(copy):.0f} GB/s"
+    return f"{where}; {beside}; commit {result['commit'][:7]}, {result['started'][:10]}."
 
 
 def number(x: float) -> str:
@@ -51,7 +52,9 @@ def loop_table(result: dict) -> str:
     for c in (c for c in result["comparisons"] if "figures" in c):
         f = c["figures"]["cpu_s_per_step"]
         more = ", ".join(f"{100 * (f[k] - 1):+.1f} %" for k in ("low", "high"))
-        rows.append(f"| {c['recipe']} | {1e3 * f['a_median']:.3g} | {1e3 * f['b_median']:.3g} | **{100 * (f['ratio'] - 1):+.1f} %** ({more}) |")
+        rows.append(
+            f"| {c['recipe']} | {1e3 * f['a_median']:.3g} | {1e3 * f['b_median']:.3g} | **{100 * (f['ratio'] - 1):+.1f} %** ({more}) |"
+        )
     saves = [f"Checkpoints took {100 * c['share']:.2f} % of a run's time." for c in result["comparisons"] if "share" in c]
     return "\n".join(["**What the loop costs over a bare one**", "", *rows, "", *saves]) + "\n"
 

@@ -1,6 +1,6 @@
 """torch.nn.LSTM in a bare loop: 2 × 650, 10 000 words, batch 20, 35 steps of time, bf16 autocast, fused AdamW. Prints JSON.
 
-    python benchmarks/jobs/lstm_bare.py STEPS
+python benchmarks/jobs/lstm_bare.py STEPS
 """
 
 import json
@@ -32,7 +32,7 @@ def main(steps: int) -> None:
         loss.backward()
         optimizer.step()
     _wait(device)
-    print(json.dumps({"words_per_s": BATCH * TIME * (steps - WARM) / (time.perf_counter() - t0), "loss": float(loss)}))
+    print(json.dumps({"words_per_s": BATCH * TIME * (steps - WARM) / (time.perf_counter() - t0), "loss": loss.item()}))
 
 
 def _wait(device: torch.device) -> None:

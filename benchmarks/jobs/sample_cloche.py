@@ -54,7 +54,8 @@ def main() -> None:
         if w.ndim > 1:
             torch.nn.init.normal_(w, std=0.02)
     precision, tried = chosen(net)
-    net.eval().requires_grad_(False)  # as a run is loaded
+    net.eval().requires_grad_(False)  # as a run is loaded, and made ready by `cloche generate`
+    precision.pack(net, torch.device("cpu"))
     prompt, device = torch.randint(VOCABULARY, (1, o.prompt)), torch.device("cpu")
 
     def seconds(n: int) -> tuple[float, float]:
