@@ -246,6 +246,7 @@ def test_help_takes_less_than_a_third_of_a_second():
 
 MLP = {"data.source": "digits", "data.pixels": 8, "data.channels": 1, "net": {"kind": "mlp", "widths": [8]}}
 CNN = {"data.source": "digits", "data.pixels": 12, "data.channels": 1, "net": {"kind": "cnn", "stages": [[4], [8]], "hidden": 8}}
+RESNET = {"data.source": "digits", "data.pixels": 8, "data.channels": 1, "net": {"kind": "resnet", "blocks": [1]}}
 POINTS = {"data.source": "spirals", "net": {"kind": "mlp", "widths": [8]}}
 TONES = {"data.source": "dialtones", "data.rows": 40, "net": {"kind": "gru", "width": 8}}
 SERIES = {"data.source": "airline", "net": {"kind": "gru", "width": 4}}
@@ -293,6 +294,8 @@ TRIED = {
     "net.dropout": ((0.0, 0.5), CNN),
     "net.activation": (("relu", "gelu"), CNN),
     "net.widths": (([8], [8, 4]), MLP),
+    "net.size": (("xs", "s"), RESNET),
+    "net.blocks": (([1], [1, 1]), RESNET),
     "task.loss": (("bce", "cross_entropy"), POINTS),
     "optim.kind": (("adam", "rmsprop"), MLP),
     "optim.lr": ((1e-3, 1e-2), MLP),
