@@ -123,6 +123,8 @@ def story(model: Model, found: dict[str, Any], rows: list[Layer], logits: list[f
         head = [_("class"), _("logit"), _("probability")]
         classes = columns([head, *([k, brief(z[k]), percent(p)] for k, p in list(chances.items())[:8])], 1)
         said = _("−log {p}, the surprise at the true class").format(p=brief(chances[label]))
+        if s := getattr(model.task, "smoothing", 0):
+            said = _("{most} × {said}, and {s} × the mean surprise at all classes").format(most=f"{1 - s:g}", said=said, s=f"{s:g}")
     table = [[_("layer"), _("output (B, …)"), _("min"), _("mean"), _("max"), _("zeros"), _("|gradient|"), "|Δw| / |w|"]]
     for row, f in zip(rows, found["layers"], strict=True):
         *sizes, zeros = f["activation"].values()
