@@ -304,6 +304,7 @@ TRIED = {
     "optim.warmup": ((0.0, 0.5), MLP),
     "optim.clip": ((0.0, 0.1), {**MLP, "optim": {"kind": "sgd"}}),
     "optim.momentum": ((0.0, 0.9), {**MLP, "optim": {"kind": "sgd"}}),
+    "optim.ratio": ((0.5, 1.0), {**MLP, "optim": {"kind": "muon"}}),
     "optim.decay": ((0.9, 0.99), {**MLP, "optim": {"kind": "rmsprop"}}),
     "optim.beta1": ((0.5, 0.9), MLP),
     "optim.beta2": ((0.9, 0.999), MLP),

@@ -20,6 +20,7 @@ from cloche.data.chunk import Chunk
 from cloche.errors import UserError
 from cloche.files import durable_write
 from cloche.training.objective import gradient_norm
+from cloche.training.optim import inner_of
 from cloche.use.draw import png, styled
 from cloche.use.layers import Found, Layer, layers_of, watch
 from cloche.use.model import Model, load
@@ -39,7 +40,7 @@ def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str
     with torch.no_grad():
         answer = task.answer({"net": net}, chunk)[0]
     true, why = truth(model, chunk, label, answer)
-    optimizer, calls = optim.build(list(was)), watch(net)
+    optimizer, calls = optim.build(list(was), inner_of([net])), watch(net)
     loss = task.loss({"net": net}, chunk, None)[0]  # forward pass and loss
     rows, logits = [row for row in layers_of(net, calls) if row.output.numel()], calls[-1].raw[0].tolist()
     loss.backward()
