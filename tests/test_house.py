@@ -278,6 +278,8 @@ TRIED = {
     "data.augment.rotate": ((0.0, 20.0), MLP),
     "data.augment.brightness": ((0.0, 0.3), MLP),
     "data.augment.contrast": ((0.0, 0.3), MLP),
+    "data.augment.shift": ((0, 2), MLP),
+    "data.augment.small": ((0.0, 0.5), RESNET),
     "data.augment.mirror": ((False, True), MLP),
     "data.pixels": ((8, 10), MLP),
     "data.channels": ((1, 3), MLP),

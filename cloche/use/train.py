@@ -219,8 +219,8 @@ def choose_precision(recipe: Recipe, job: Job, chunk: Any, flops: float) -> tupl
 
 
 def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
-    """Examples/s from the median step (the first ten build kernels and are left out), and what share of the machine that is."""
-    steady = clock.steps_s[10:60] if len(clock.steps_s) > 20 else clock.steps_s[1:] or clock.steps_s
+    """Examples/s from the median of the last steps (the first build kernels, and may be `small`), and what share of the machine that is."""
+    steady = clock.steps_s[10:][-50:] if len(clock.steps_s) > 20 else clock.steps_s[1:] or clock.steps_s
     if not steady:
         return {}
     rate = min(job.config.batch, len(job.train)) / statistics.median(steady)
