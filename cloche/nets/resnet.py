@@ -63,8 +63,8 @@ class Block(nn.Module):
         nn.init.zeros_(self.norm2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm1(self.conv1(x)))  # (B, after, h', w')
-        return self.relu(self.norm2(self.conv2(y)) + self.short(x))
+        kept, x = self.short(x), self.relu(self.norm1(self.conv1(x)))  # (B, after, h', w') both
+        return self.relu(self.norm2(self.conv2(x)) + kept)
 
 
 class Resnet(nn.Module):
