@@ -32,7 +32,7 @@ def rotate(x: Tensor, turns: Tensor, shifts: Tensor | None = None) -> Tensor:
     turns: (B,) radians, positive anticlockwise. shifts: to the right and down.
     """
     cos, sin, zero = turns.cos(), turns.sin(), torch.zeros_like(turns)
-    right, down = (zero, zero) if shifts is None else (shifts * (-2 / torch.tensor(x.shape[:1:-1], device=x.device))).unbind(1)
+    right, down = (zero, zero) if shifts is None else (shifts[:, 0] * (-2 / x.shape[3]), shifts[:, 1] * (-2 / x.shape[2]))
     theta = torch.stack([cos, -sin, right, sin, cos, down], 1).view(-1, 2, 3)
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
