@@ -87,8 +87,8 @@ class MuonConfig(AdamwConfig):
     ratio: float = Field(1.0, gt=0, description=_("learning rate of embeddings, biases, gains and the last layer, in times of optim.lr"))
 
     def build(self, parameters: Parameters, inner: Inner = None) -> torch.optim.Optimizer:
-        inside = [p for p in parameters if p.ndim > 1 and (inner is None or p in inner)]
-        return Muon(inside, [p for p in parameters if p not in set(inside)], self)
+        inside = {p: p.ndim > 1 and (inner is None or p in inner) for p in parameters}
+        return Muon([p for p in parameters if inside[p]], [p for p in parameters if not inside[p]], self)
 
 
 def decayed(parameters: Parameters) -> list[dict[str, Any]]:
