@@ -25,7 +25,7 @@ from cloche.tasks import TASKS, Task
 from cloche.training.job import Job
 from cloche.training.parallel import Group
 from cloche.training.precision import Precision
-from cloche.words import _
+from cloche.words import _, listed
 
 
 @dataclass
@@ -126,6 +126,11 @@ def nets_of(recipe: Recipe, task: Task) -> dict[str, nn.Module]:
     if kind not in fit:
         told = _("does not fit the task {task} on data of the kind {kind}").format(task=recipe.task.kind, kind=recipe.data.kind)
         raise RecipeError([Fault(f'net.kind = "{kind}"', told, ", ".join(fit), ("net.kind", fit[0]))])
+    small = getattr(getattr(recipe.data, "augment", None), "small", 0)
+    if small and not recipe.net.any_side:
+        told, others = _("a net of the kind {kind} takes pictures of one side only").format(kind=kind), [k for k in fit if NETS[k].any_side]
+        do = _("leave it out, or take {nets}").format(nets=listed(others))
+        raise RecipeError([Fault(f"data.augment.small = {small}", told, do, ("data.augment.small", "0"))])
     along = {k: v for k in type(recipe.net).model_fields if isinstance(v := getattr(recipe.net, k), NetConfig)}
     outside = torch.get_rng_state()
     torch.manual_seed(rng.integer("weights", recipe.train.seed))

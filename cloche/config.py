@@ -56,12 +56,15 @@ class NetConfig(Frozen):
     """The table of a net. A field that holds another net's table is a net that trains along, under the field's name.
 
     faces: the ways in which the net can be called. reads: the kinds of port that it takes, where not any. carries: whether it hands a
-    state on to the rows that follow.
+    state on to the rows that follow. any_side: whether it takes pictures of another side than it was built for. sizes: what each
+    `size` sets in the tables of a recipe, where nothing is set.
     """
 
     faces: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     carries: ClassVar[bool] = False
+    any_side: ClassVar[bool] = False
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {}
 
 
 class TaskConfig(Frozen):

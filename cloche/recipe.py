@@ -125,9 +125,10 @@ def find(name: str, data: str | None) -> tuple[str, dict[str, Any]]:
 
 
 def change(raw: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
-    """The tables with dotted keys set; `train.steps` unsets `train.epochs` and the other way round."""
+    """The tables with dotted keys set; `train.steps` unsets `train.epochs` and the other way round, `net.size` what another had set."""
     out, both = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}, {"train.steps", "train.epochs"}
-    for key, value in sorted(sets.items(), key=lambda item: item[0] != "net.kind"):  # which clears, whatever the order
+    first = {"net.kind": 0, "net.size": 1}  # which clear, whatever the order
+    for key, value in sorted(sets.items(), key=lambda item: first.get(item[0], 2)):
         *path, last = key.split(".")
         table = out
         for p in path:
@@ -137,8 +138,19 @@ def change(raw: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
             table.pop("epochs" if last == "steps" else "steps", None)
         if key == "net.kind" and table.get("kind") != value:  # the other net has other keys
             table.clear()
+        if key == "net.size":
+            for t, k, was in sized(out):
+                if isinstance(out.get(t), dict) and out[t].get(k) == was:
+                    del out[t][k]
         table[last] = value
     return out
+
+
+def sized(raw: dict[str, Any]) -> list[tuple[str, str, Any]]:
+    """What `[net] size` sets where nothing is set: (table, key, value)."""
+    net = raw["net"] if isinstance(raw.get("net"), dict) else {}
+    config = NETS.get(str(net.get("kind")), NetConfig)
+    return [(*key.split("."), value) for key, value in config.sizes.get(str(net.get("size")), {}).items()]
 
 
 def parse_set(text: str) -> tuple[str, Any]:
@@ -159,6 +171,9 @@ def parse(raw: dict[str, Any], name: str = "") -> Recipe:
         do = _("Update cloche.") if newer else _("write format = {n} into its first line").format(n=FORMAT)
         told = _("format = {n} expected, {found} found").format(n=FORMAT, found=show(found))
         raise UserError(_("the recipe {name} is of another format").format(name=name), told, do)
+    for table, key, value in sized(raw):  # a key as written > the size > the default; written out, so that no later reader asks the size
+        if isinstance(raw.get(table, {}), dict):
+            raw = {**raw, table: {key: value, **raw.get(table, {})}}
     faults, built = [], {}
     configs = [(t, c) for t, (kinds, *_rest) in TABLES.items() for c in kinds.values()] + list(SINGLE.items())
     known = {key: field for table, config in configs for key, field in keys_of(config, table).items()}

@@ -34,6 +34,7 @@ SMALL = {
     ],
     "digits-diffusion": ["net.width=16", "train.steps=22", 'task.judge=""', "task.samples=6", "task.steps=2"],
     "digits-mlp": ["train.epochs=24", "train.ema=0.9"],
+    "digits-resnet": ["data.pixels=8", "net.width=4", "net.blocks=[1, 1]", "train.epochs=10"],
     "digits-rows": ["net.width=32", "train.epochs=10"],
     "primer-walkthrough": [
         "data.pixels=12",
@@ -48,7 +49,7 @@ SMALL = {
     "pydocs-lstm": ["net.width=24", "data.vocabulary=300", "train.steps=200"],
     "spirals": ["train.epochs=40"],
 }
-NEEDS_DATA = {"mnist", "fashion-mnist"}  # a person brings it: not run here
+NEEDS_DATA = {"mnist", "mnist-fast", "fashion-mnist", "fashion-resnet"}  # a person brings it: not run here
 
 PARENT = """
 import json, os, sys, time

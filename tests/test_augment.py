@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from cloche import rng
+from cloche.build import facts_of, job_of, nets_of, open_data, task_of
+from cloche.config import RecipeError
 from cloche.data import augment
 from cloche.data.chunk import Chunk
 from cloche.data.prepare import Augment, PicturesPrepare
+from cloche.recipe import parse
+from cloche.training.parallel import Group
 
 
 def photos(n=4, c=3, h=24, w=24, seed=0):
@@ -82,6 +86,26 @@ def test_turns_by_degrees_equal_pillows_bilinear_rotation(degrees):
     assert (got[..., 0, 0] == 0).all()  # black outside
 
 
+@pytest.mark.parametrize("h, w", [(9, 9), (24, 24), (9, 14)])
+def test_moves_by_whole_pixels_are_rolls_with_black_at_the_border(h, w):
+    x, moves = photos(4, 3, h, w), [(0, 0), (2, 0), (0, -3), (-1, 4)]
+    got = augment.rotate(x, torch.zeros(4), torch.tensor(moves, dtype=torch.float32))
+    for row, picture, (right, down) in zip(got, x, moves, strict=True):
+        wanted = F.pad(picture, (right, -right, down, -down))
+        torch.testing.assert_close(row, wanted, rtol=0, atol=1e-4)
+    turned = augment.rotate(x, torch.full((4,), math.pi / 2), torch.tensor(moves, dtype=torch.float32))
+    if h == w:  # moved first, then turned
+        torch.testing.assert_close(turned, torch.rot90(got, 1, (2, 3)), rtol=0, atol=1e-3)
+
+
+def test_moves_are_drawn_evenly_from_whole_pixels():
+    dot = torch.zeros(4000, 1, 9, 9)
+    dot[:, :, 4, 4] = 1
+    got = augment.jitter(dot, rng.uniform(rng.draw(0, 0), rng.AUGMENT, torch.arange(4000), 6), 0.0, 0.0, 0.0, False, 2)
+    counts = got.sum((0, 1))
+    assert counts[2:7, 2:7].sum() == pytest.approx(4000, abs=1) and stats.chisquare(counts[2:7, 2:7].flatten().numpy()).pvalue > 1e-4
+
+
 @pytest.mark.parametrize("c", [1, 3])
 @pytest.mark.parametrize("by", [0.0, 0.8, 1.0, 1.13, 2.0])
 def test_brightness_and_contrast_equal_pillows(by, c):
@@ -127,10 +151,50 @@ def test_jitter_is_mirror_then_rotation_then_brightness_then_contrast_within_the
     assert torch.equal(mirrored[1], x[1])
 
 
+# ---- half the side in the beginning
+
+
+def test_half_is_the_mean_of_each_four_and_leaves_an_odd_row_out():
+    x = photos(2, 3, 9, 12)
+    torch.testing.assert_close(augment.half(x), x[:, :, :8].unflatten(2, (4, 2)).unflatten(4, (6, 2)).mean((3, 5)))
+    assert augment.half(torch.ones(1, 1, 7, 7)).shape == (1, 1, 3, 3)
+
+
+@pytest.mark.parametrize("small, halves", [(0.0, []), (0.4, [0, 1, 2, 3]), (0.45, [0, 1, 2, 3, 4]), (0.99, list(range(10)))])
+def test_the_first_share_of_the_steps_has_pictures_of_half_the_side(small, halves):
+    """Five epochs of two steps: which step is small is known from its place alone, and all else is as without."""
+
+    def pictures_of(small, chunks=1):
+        augmented = {"small": small, "rotate": 5.0}
+        raw = {"format": 1, "data": {"source": "digits", "pixels": 13, "augment": augmented}, "net": {"kind": "resnet", "size": "xs"}}
+        recipe = parse({**raw, "train": {"epochs": 5, "batch": 700, "chunks": chunks}})
+        data = open_data(recipe, torch.device("cpu"))
+        recipe, task = task_of(recipe, data.prepare, facts_of(recipe, data))
+        job = job_of(recipe, data, task, nets_of(recipe, task), {}, Group())
+        places = [(e, i) for e in range(5) for i in range(job.order.steps(e))][::-1]  # asked for from the end: no state
+        steps = [torch.cat([c.data["image"] for c in job.chunks(e, i, rng.draw(0, e))]) for e, i in places][::-1]
+        assert data.part("validation").take(np.arange(3)).data["image"].shape[2:] == (13, 13)
+        return steps
+
+    plain, found, cut = pictures_of(0.0), pictures_of(small), pictures_of(small, 3)
+    assert len(found) == 10
+    for k, (x, y, z) in enumerate(zip(plain, found, cut, strict=True)):
+        assert torch.equal(y, augment.half(x) if k in halves else x) and torch.equal(y, z)
+
+
+def test_a_net_of_one_side_refuses_small_pictures():
+    raw = {"format": 1, "data": {"source": "digits", "augment": {"small": 0.5}}, "net": {"kind": "cnn"}, "train": {"epochs": 1}}
+    recipe = parse(raw)
+    data = open_data(recipe, torch.device("cpu"))
+    recipe, task = task_of(recipe, data.prepare, facts_of(recipe, data))
+    with pytest.raises(RecipeError, match=r"small = 0\.5   a net of the kind cnn takes .* one side only   → leave it out, or take resnet"):
+        nets_of(recipe, task)
+
+
 # ---- draws
 
 
-ALL = Augment(rotate=10.0, brightness=0.2, contrast=0.2, mirror=True)
+ALL = Augment(rotate=10.0, brightness=0.2, contrast=0.2, mirror=True, shift=2)
 
 
 def prepare(pixels=32, channels=3, change=ALL):
@@ -184,9 +248,12 @@ def test_a_change_hangs_on_seed_epoch_and_position_and_on_nothing_else():
     assert torch.equal(picture(train=False), picture(change=plain, train=False))
 
 
-@pytest.mark.parametrize("key", ["rotate", "brightness", "contrast", "mirror"])
+ALONE = {"rotate": 20.0, "brightness": 0.3, "contrast": 0.3, "mirror": True, "shift": 6}
+
+
+@pytest.mark.parametrize("key", ALONE)
 def test_each_key_alone_changes_pictures_while_training(key):
-    only = prepare(change=Augment(**{key: True if key == "mirror" else 0.3 if key != "rotate" else 20.0}))
+    only = prepare(change=Augment(**{key: ALONE[key]}))
     data, draw = pictures(20), rng.draw(0, 0)
     x, y = (only.device(chunk(data, list(range(20)), range(20), draw, train)).data["image"] for train in (False, True))
     changed = (x - y).flatten(1).abs().amax(1) > 1e-3

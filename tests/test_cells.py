@@ -28,6 +28,7 @@ DATA = {
 SMALL = {
     "mlp": {"widths": [64]},
     "cnn": {"stages": [[8], [16]], "hidden": 32},
+    "resnet": {"width": 8, "blocks": [1, 1]},
     **dict.fromkeys(("rnn", "lstm", "gru"), {"width": 32}),
     "seq2seq": {"width": 32},
     "transformer": {"width": 32, "layers": 1},
@@ -35,7 +36,7 @@ SMALL = {
     "textenc": {},
     "unet": {"width": 16, "mults": [1], "text": {"width": 16}},
 }
-FLAT = {("regress", "cnn"), ("forecast", "cnn")}  # it can be called as they call it, but their data is no picture
+FLAT = {(task, net) for task in ("regress", "forecast") for net in ("cnn", "resnet")}  # called alike, but their data is no picture
 
 
 def recipe_of(task, net):

@@ -19,6 +19,7 @@ from cloche.errors import UserError
 from cloche.files import check_manifest
 from cloche.nets.cnn import CnnConfig
 from cloche.nets.mlp import MlpConfig
+from cloche.nets.resnet import ResnetConfig
 from cloche.tasks.metrics import given
 from cloche.training.run import KIND
 from cloche.use.explain import explain
@@ -143,6 +144,7 @@ OWN = nn.Sequential(nn.Conv2d(3, 4, (3, 1), dilation=2), nn.BatchNorm2d(4), nn.P
 OWN.extend([nn.LayerNorm(2112), nn.Linear(2112, 5), nn.Dropout(0.1)])
 NETS = {
     "cnn": (CnnConfig(norm="batch", pool="average", stride=2, kernel=5, activation="gelu").build(PICTURE, classes(7), "maps"), PICTURE),
+    "resnet": (ResnetConfig(size="xs", width=4, blocks=(1, 2)).build(PICTURE, classes(3), "maps"), PICTURE),
     "mlp": (MlpConfig(widths=(9, 5), norm="batch", dropout=0.3).build(ROW, classes(3), "maps"), ROW),
     "own": (OWN, PICTURE),
     "odd": (Odd(), PICTURE),

@@ -246,6 +246,7 @@ def test_help_takes_less_than_a_third_of_a_second():
 
 MLP = {"data.source": "digits", "data.pixels": 8, "data.channels": 1, "net": {"kind": "mlp", "widths": [8]}}
 CNN = {"data.source": "digits", "data.pixels": 12, "data.channels": 1, "net": {"kind": "cnn", "stages": [[4], [8]], "hidden": 8}}
+RESNET = {"data.source": "digits", "data.pixels": 8, "data.channels": 1, "net": {"kind": "resnet", "blocks": [1]}}
 POINTS = {"data.source": "spirals", "net": {"kind": "mlp", "widths": [8]}}
 TONES = {"data.source": "dialtones", "data.rows": 40, "net": {"kind": "gru", "width": 8}}
 SERIES = {"data.source": "airline", "net": {"kind": "gru", "width": 4}}
@@ -262,7 +263,7 @@ TRIED = {
     "data.log": ((False, True), SERIES),
     "net.heads": ((1, 2), PAIRS),
     "net.layers": ((1, 2), PAIRS),
-    "task.smoothing": ((0.0, 0.1), PAIRS),
+    "task.smoothing": ((0.0, 0.1), MLP),  # and of translate in test_translate.py
     "net.mults": (([1], [1, 2]), CAPTIONS),
     "net.text.width": ((8, 16), CAPTIONS),
     "net.text.layers": ((1, 2), CAPTIONS),
@@ -277,6 +278,8 @@ TRIED = {
     "data.augment.rotate": ((0.0, 20.0), MLP),
     "data.augment.brightness": ((0.0, 0.3), MLP),
     "data.augment.contrast": ((0.0, 0.3), MLP),
+    "data.augment.shift": ((0, 2), MLP),
+    "data.augment.small": ((0.0, 0.5), RESNET),
     "data.augment.mirror": ((False, True), MLP),
     "data.pixels": ((8, 10), MLP),
     "data.channels": ((1, 3), MLP),
@@ -293,6 +296,8 @@ TRIED = {
     "net.dropout": ((0.0, 0.5), CNN),
     "net.activation": (("relu", "gelu"), CNN),
     "net.widths": (([8], [8, 4]), MLP),
+    "net.size": (("xs", "s"), RESNET),
+    "net.blocks": (([1], [1, 1]), RESNET),
     "task.loss": (("bce", "cross_entropy"), POINTS),
     "optim.kind": (("adam", "rmsprop"), MLP),
     "optim.lr": ((1e-3, 1e-2), MLP),
@@ -301,6 +306,7 @@ TRIED = {
     "optim.warmup": ((0.0, 0.5), MLP),
     "optim.clip": ((0.0, 0.1), {**MLP, "optim": {"kind": "sgd"}}),
     "optim.momentum": ((0.0, 0.9), {**MLP, "optim": {"kind": "sgd"}}),
+    "optim.ratio": ((0.5, 1.0), {**MLP, "optim": {"kind": "muon"}}),
     "optim.decay": ((0.9, 0.99), {**MLP, "optim": {"kind": "rmsprop"}}),
     "optim.beta1": ((0.5, 0.9), MLP),
     "optim.beta2": ((0.9, 0.999), MLP),

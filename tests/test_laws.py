@@ -21,6 +21,7 @@ PORTS = {
 SMALL = {
     "mlp": {"widths": (6,)},
     "cnn": {"stages": ((4,), (6,)), "hidden": 5},
+    "resnet": {"width": 4, "blocks": (1, 2)},
     **dict.fromkeys(("rnn", "lstm", "gru"), {"width": 6}),
     "seq2seq": {"width": 6},
     "transformer": {"width": 8, "heads": 2},

@@ -9,12 +9,13 @@ import pytest
 from sklearn import metrics as sk
 import torch
 from torch import nn
+import torch.nn.functional as F
 
 from cloche.config import Port, RecipeError
 from cloche.data.chunk import Chunk, Part
 from cloche.data.table import Table
 from cloche.tasks import TASKS
-from cloche.tasks.classify import Classify
+from cloche.tasks.classify import Classify, ClassifyConfig
 from cloche.tasks.metrics import mean, share
 from cloche.tasks.regress import Regress
 
@@ -283,6 +284,26 @@ def test_per_class_figures_of_a_worked_example():
     np.testing.assert_allclose(table["precision"], [1, 2 / 3, 0])
     np.testing.assert_allclose(table["recall"], [1 / 2, 2 / 3, 0])
     np.testing.assert_allclose(table["f1"], [2 / 3, 2 / 3, 0])
+
+
+# ---- smoothing
+
+
+def test_smoothing_is_torchs_and_only_in_the_loss_that_is_trained_on():
+    g = torch.Generator().manual_seed(0)
+    logits, label = torch.randn(6, 3, generator=g), torch.tensor([0, 2, 1, 1, 0, 2])
+    plain, smooth = (Classify(("a", "b", "c"), "cross_entropy", False, ROW, s) for s in (0.0, 0.2))
+    given = chunk(logits.tolist(), label.tolist())
+    found = smooth.loss(NETS, given, None)[0]
+    torch.testing.assert_close(found, F.cross_entropy(logits, label, label_smoothing=0.2, reduction="sum"))
+    assert measured(smooth, given)["loss"] == measured(plain, given)["loss"] != found.double()
+
+
+@pytest.mark.parametrize("labels, multi", [(["no", "yes"], False), (["a", "b", "c"], True)])
+def test_smoothing_is_refused_with_bce(labels, multi):
+    with pytest.raises(RecipeError, match=r"task\.smoothing = 0\.1   is for cross_entropy, the loss here is bce"):
+        ClassifyConfig(smoothing=0.1).resolve({"labels": labels, "multi": multi})
+    assert ClassifyConfig(smoothing=0.1).resolve({"labels": ["a", "b", "c"], "multi": False}).loss == "cross_entropy"
 
 
 # ---- what is chosen

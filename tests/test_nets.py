@@ -12,6 +12,7 @@ from cloche.config import Port
 from cloche.nets.cnn import CnnConfig
 from cloche.nets.mlp import MlpConfig
 from cloche.nets.parts import ACTIVATIONS, BatchNorm, Dropout
+from cloche.nets.resnet import Block, ResnetConfig
 from cloche.recipe import change, find, parse
 
 REFERENCE = {  # the same functions written by hand; softmax over the channels
@@ -27,6 +28,7 @@ SMALL = {
     "mlp norm": (MlpConfig(widths=(7, 5), norm="batch"), Port("vector", (4,))),
     "cnn": (CnnConfig(stages=((4, 6), (5,)), hidden=9), Port("image", (3, 12, 12))),
     "cnn norm": (CnnConfig(stages=((4, 6), (5,)), hidden=9, norm="batch"), Port("image", (3, 12, 12))),
+    "resnet": (ResnetConfig(width=4, blocks=(1, 2)), Port("image", (3, 12, 12))),
 }
 one = torch.tensor(1.0)
 
@@ -144,6 +146,57 @@ def test_mlp_equals_a_sequential_with_the_same_weights(activation, norm, trainin
     torch.testing.assert_close(net.train(training)(x), reference(x), rtol=1e-10, atol=1e-10)
 
 
+def torchs_block(before, after, stride):
+    """The basic block of the paper's table 1 in torch's own layers: the branch, and the shortcut (option B)."""
+    branch = nn.Sequential(
+        nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
+        nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after),
+    )  # fmt: skip
+    short = [nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)] if before != after else []
+    return branch, nn.Sequential(*short)
+
+
+def torchs_resnet(net, x, widths, training):
+    """The same net in torch's layers with the same weights, taken in the order in which they are used."""
+    mine = {id(m) for b in net.blocks for m in b.short.modules()}
+    main = [m for m in net.modules() if isinstance(m, nn.Conv2d | BatchNorm) and id(m) not in mine]
+
+    def filled(layers, given):
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+                layer.load_state_dict(next(given).state_dict(), strict=False)
+        return layers.double().train(training)
+
+    own, before = iter(main), widths[0]
+    x = filled(nn.Sequential(nn.Conv2d(x.shape[1], before, 3, 1, 1, bias=False), nn.BatchNorm2d(before), nn.ReLU()), own)(x)
+    for block, width in zip(net.blocks, widths, strict=True):
+        branch, short = torchs_block(before, width, 1 if width == before else 2)
+        shorts = iter([m for m in block.short.modules() if isinstance(m, nn.Conv2d | BatchNorm)])
+        x, before = F.relu(filled(branch, own)(x) + filled(short, shorts)(x)), width
+    return F.linear(x.mean((2, 3)), net.head.weight, net.head.bias)
+
+
+@pytest.mark.parametrize("side", [8, 13])
+@pytest.mark.parametrize("training", [False, True])
+def test_resnet_equals_torchs_layers_with_the_same_weights(side, training):
+    inputs = Port("image", (3, side, side))
+    net, x = built(ResnetConfig(width=4, blocks=(1, 2, 1)), inputs).train(training), given(inputs, 5)
+    wanted = torchs_resnet(net, x, (4, 8, 8, 16), training)
+    torch.testing.assert_close(net(x), wanted, rtol=1e-10, atol=1e-10)
+    assert wanted.std() > 1e-4
+    assert net(given(Port("image", (3, 11, 9)), 5)).shape == (5, 3)  # any other side
+
+
+def test_a_residual_block_begins_by_adding_nothing():
+    x = torch.rand(4, 6, 9, 9)
+    assert torch.equal(Block(6, 6, 1)(x.clone()), x)  # nothing below zero for the relu to take
+
+
+def test_a_resnet_of_seven_pixels_is_refused():
+    with pytest.raises(ValueError, match="8 pixels a side and more, these have 7"):
+        built(ResnetConfig(), Port("image", (1, 7, 7)))
+
+
 def test_a_perceptron_without_hidden_layers_is_one_linear_map():
     net = built(MlpConfig(widths=()), Port("vector", (4,)))
     x = given(Port("vector", (4,)), 5)
@@ -257,6 +310,17 @@ def test_fillers_never_enter_batch_norm(shape):
         )
         torch.testing.assert_close((ours.running_mean, ours.running_var), (theirs.running_mean, theirs.running_var), rtol=1e-5, atol=1e-5)
         assert not mine.grad[real:].any()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_batch_norm_sums_its_statistics_in_its_own_format(kind):
+    """Rows in bf16 give float32 statistics of the rounded rows; a net in float64 those of float64."""
+    x = (torch.randn(16, 3, 5, 4) * 3 + 5).to(kind)
+    norm = BatchNorm(3).to(torch.float64 if kind == torch.float64 else torch.float32)
+    assert norm(x).dtype == kind
+    wanted = torch.stack([x.double().mean((0, 2, 3)), x.double().var((0, 2, 3))])
+    torch.testing.assert_close(norm.seen.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert norm.seen.dtype == norm.weight.dtype
 
 
 def test_running_statistics_move_once_a_step_by_the_average_over_its_chunks():

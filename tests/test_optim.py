@@ -7,10 +7,37 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
+from cloche.config import Port
+from cloche.nets import NETS
+from cloche.training import optim
 from cloche.training.objective import gradient_norm
-from cloche.training.optim import OPTIMS, AdamConfig, AdamwConfig, OptimConfig, RmspropConfig, SgdConfig
+from cloche.training.optim import OPTIMS, AdamConfig, AdamwConfig, MuonConfig, OptimConfig, RmspropConfig, SgdConfig, inner_of, orthogonal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Torchs(torch.optim.Optimizer):
+    """torch's own Muon for matrices beside its own AdamW for the rest."""
+
+    def __init__(self, parameters, lr, momentum, decay, ratio):
+        matrices, rest = ([p for p in parameters if (p.ndim > 1) == wanted] for wanted in (True, False))
+        self.muon = torch.optim.Muon(matrices, lr, decay, momentum, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(rest, lr * ratio, (0.8, 0.99), weight_decay=0.0, fused=False)
+        self.ratio = ratio
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self):
+        self.muon.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        self.adamw.param_groups[0]["lr"] = self.param_groups[0]["lr"] * self.ratio
+        self.muon.step()
+        self.adamw.step()
+
+
+@pytest.fixture(autouse=True)
+def _muon_in_the_format_of_its_weights(monkeypatch):
+    """torch's rounds to bf16: here both do not, so that they compare to the last digits."""
+    monkeypatch.setattr(optim, "bf16_is_native", lambda device: False)
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
 
 
 CASES = {
@@ -28,6 +55,12 @@ CASES = {
         ),
     ),
 }
+
+
+CASES["muon"] = (
+    MuonConfig(lr=3e-3, momentum=0.9, beta1=0.8, beta2=0.99, weight_decay=0.3, ratio=0.5),
+    lambda p: Torchs(p, 3e-3, 0.9, 0.3, 0.5),
+)
 
 
 def twins():
@@ -145,6 +178,70 @@ def test_a_parameter_without_a_gradient_is_left_alone():
         used.grad = torch.ones(2, 2)
         optimizer.step()
         assert (used < 1).all() and torch.equal(unused, torch.ones(2, 2))
+
+
+# ---- muon
+
+
+def test_matrices_of_a_shape_move_as_each_alone_and_a_kernel_as_its_matrix():
+    g = torch.Generator().manual_seed(0)
+    shapes = [(6, 4), (3, 6, 2, 2), (6, 4), (4, 6), (3, 24)]
+    ours = [nn.Parameter(torch.randn(s, generator=g, dtype=torch.float64)) for s in shapes]
+    theirs = [nn.Parameter(p.detach().flatten(1).clone()) for p in ours]
+    config = MuonConfig(lr=0.02, weight_decay=0.1)
+    mine, other = config.build(ours), torch.optim.Muon(theirs, 0.02, 0.1, 0.95, adjust_lr_fn="match_rms_adamw")
+    ours[1].data = ours[1].data.to(memory_format=torch.channels_last)
+    for _step in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            q.grad = torch.randn(q.shape, generator=g, dtype=torch.float64)
+            p.grad = q.grad.view(p.shape).clone()
+        mine.step()
+        other.step()
+    torch.testing.assert_close([p.flatten(1) for p in ours], theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_step_is_orthogonal_within_the_bounds_of_the_quintic():
+    x = torch.randn(3, 20, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        found = torch.linalg.svdvals(orthogonal(x, dtype).double())
+        assert found.min() > 0.6 and found.max() < 1.3
+    u, _s, v = torch.linalg.svd(x, full_matrices=False)
+    inside = u.mT @ orthogonal(x, torch.float64) @ v.mT
+    assert (inside - torch.diag_embed(torch.diagonal(inside, dim1=1, dim2=2))).abs().max() < 1e-9  # its singular vectors are kept
+    assert not orthogonal(torch.zeros(1, 3, 2), torch.float32).any()
+
+
+APART = {  # net and face → what is no matrix inside it, but for biases, gains and the like
+    ("mlp", "maps"): {"fc3.weight"},
+    ("cnn", "maps"): {"fc2.weight"},
+    ("resnet", "maps"): {"head.weight"},
+    ("gru", "maps"): {"head.weight"},
+    ("lstm", "streams"): {"head.weight"},
+    ("rnn", "continues"): {"embed.weight"},
+    ("gpt", "continues"): {"embed.weight"},
+    ("seq2seq", "pairs"): {"embed_source.weight", "embed_target.weight"},
+    ("transformer", "pairs"): {"embed_source.weight", "embed_target.weight", "head.weight"},
+    ("unet", "denoises"): {"leave.weight"},
+    ("textenc", "embeds"): {"embed.weight"},
+}
+
+
+@pytest.mark.parametrize("kind, face", APART)
+def test_embeddings_and_the_last_layer_are_not_inside(kind, face):
+    image, tokens = Port("image", (1, 8, 8)), Port("tokens", (16,), 11)
+    given = {"maps": image, "denoises": image, "streams": Port("series", (None, 5))}.get(face, tokens)
+    wanted = {"maps": Port("vector", (3,), 3), "denoises": image}.get(face, tokens)
+    net = NETS[kind].model_validate({"kind": kind}).build(given, wanted, face)
+    inside = inner_of([net])
+    assert {k for k, p in net.named_parameters() if p.ndim > 1 and p not in inside} == APART[kind, face]
+    assert all(p.ndim > 1 for p in inside) and inside
+
+
+def test_of_a_persons_own_module_the_last_matrix_is_apart():
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2), nn.LayerNorm(2))
+    assert inner_of([net]) == {net[1].weight}
+    assert inner_of([nn.Linear(3, 2)]) == set()
+    assert len(inner_of([net, nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))])) == 2
 
 
 # ---- schedules

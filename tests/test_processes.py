@@ -22,6 +22,7 @@ from cloche.training.parallel import Group
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="not run: needs torchrun with gloo")
 SMALL = SMALL | {
     "digits": ["data.pixels=12", "data.channels=1", "net.stages=[[4], [8]]", "net.hidden=16", 'net.norm="batch"', "train.steps=20"],
+    "digits-resnet": ["data.pixels=8", "net.width=4", "net.blocks=[1, 1]", "data.augment.small=0.5", "train.steps=20"],
     "digits-rows": ["train.steps=20"],
     "digits-mlp": ["train.steps=20", "train.ema=0.9"],
 }

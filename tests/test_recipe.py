@@ -17,6 +17,7 @@ from cloche.config import ALIASES, RecipeError, keys_of
 from cloche.data.read.builtin import BUILTIN
 from cloche.errors import WRONG_INPUT
 from cloche.nets import NETS
+from cloche.nets.resnet import ResnetConfig
 from cloche.recipe import SINGLE, TABLES, change, find, parse, parse_set, schema, shipped
 
 HEAD = "The recipe has one fault; nothing was started."
@@ -359,6 +360,49 @@ def test_any_text_as_a_value_is_a_value_or_a_fault(text):
         assert math.isfinite(lr) and lr > 0
     except RecipeError as fault:
         assert [f.key.split(" = ")[0].split(".")[:2] for f in fault.faults] == [["optim", "lr"]]
+
+
+# --- the size of a net ------------------------------------------------------------------------------------------------------------
+
+
+def resnet(net, **train):
+    return {"format": 1, "data": {"source": "digits"}, "net": {"kind": "resnet", **net}, "train": {"epochs": 1, **train}}
+
+
+@pytest.mark.parametrize(
+    "net, train, wanted",
+    [
+        ({}, {}, (32, (2, 2, 2), 64)),
+        ({"size": "xs"}, {}, (16, (1, 1, 1), 64)),
+        ({"size": "m"}, {}, (64, (2, 2, 2), 128)),
+        ({"size": "m", "width": 8}, {}, (8, (2, 2, 2), 128)),
+        ({"size": "m", "blocks": [3]}, {"batch": 32}, (64, (3,), 32)),
+    ],
+)
+def test_a_key_as_written_goes_before_the_size_and_the_size_before_the_default(net, train, wanted):
+    recipe = parse(resnet(net, **train))
+    assert (recipe.net.width, recipe.net.blocks, recipe.train.batch) == wanted
+    assert parse(tomllib.loads(recipe.toml())) == recipe
+
+
+def test_a_size_is_written_out_and_not_asked_again(monkeypatch):
+    written = tomllib.loads(parse(resnet({"size": "s"})).toml())
+    monkeypatch.setattr(ResnetConfig, "sizes", {"s": {"net.width": 99, "train.batch": 7}})
+    assert parse(written).net.width == 32 and parse(written).train.batch == 64
+
+
+def test_another_size_takes_the_place_of_what_the_first_had_set_and_of_nothing_else():
+    written = tomllib.loads(parse(resnet({"size": "s", "blocks": [3]})).toml())
+    for sets in ({"net.size": "m"}, {"net.width": 5, "net.size": "m"}):
+        recipe = parse(change(written, sets))
+        assert (recipe.net.width, recipe.net.blocks, recipe.train.batch) == (sets.get("net.width", 64), (3,), 128)
+
+
+@pytest.mark.parametrize("size", ["xxl", 3, ["s"]])
+def test_an_unknown_size_is_one_fault(size):
+    with pytest.raises(RecipeError, match=r"net\.size = .*not one of xs, s, m, l") as caught:
+        parse(resnet({"size": size}))
+    assert len(caught.value.faults) == 1
 
 
 # --- the schema -------------------------------------------------------------------------------------------------------------------

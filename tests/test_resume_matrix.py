@@ -28,6 +28,7 @@ TINY = {  # a few steps an epoch, so that a run goes over its border and ends in
     "digits": ["train.batch=420"],
     "digits-diffusion": ["train.batch=16", "data.validation=0.02", "data.test=0.02"],
     "digits-mlp": ["train.batch=420"],
+    "digits-resnet": ["train.batch=420", "data.augment.small=0.5"],
     "digits-rows": ["train.batch=420"],
     "primer-walkthrough": ["train.batch=420", "train.ema=0.8"],
     "spirals": ["train.batch=240"],

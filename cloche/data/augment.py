@@ -1,4 +1,4 @@
-"""Pictures on the device, a whole chunk at a time: resize, rotate, brightness, contrast. No per-sample Python.
+"""Pictures on the device, a whole chunk at a time: resize, move, rotate, brightness, contrast. No per-sample Python.
 
 Every draw is hashed from (seed, epoch, position), so a picture is changed alike whoever computes it. All of it works element by element
 (but for the mean in `contrast`, a reduction within the row), so a picture's numbers do not depend on the rows beside it.
@@ -27,10 +27,14 @@ def resize(x: Tensor, size: Tensor, pixels: int) -> Tensor:
     return x
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Each picture (B, C, h, w) about its centre, bilinear, black outside. turns: (B,) radians, positive anticlockwise."""
+def rotate(x: Tensor, turns: Tensor, shifts: Tensor | None = None) -> Tensor:
+    """Each picture (B, C, h, w) moved by shifts (B, 2) pixels, then turned about its centre, bilinear, black outside.
+
+    turns: (B,) radians, positive anticlockwise. shifts: to the right and down.
+    """
     cos, sin, zero = turns.cos(), turns.sin(), torch.zeros_like(turns)
-    theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+    right, down = (zero, zero) if shifts is None else (shifts[:, 0] * (-2 / x.shape[3]), shifts[:, 1] * (-2 / x.shape[2]))
+    theta = torch.stack([cos, -sin, right, sin, cos, down], 1).view(-1, 2, 3)
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
@@ -53,12 +57,21 @@ def grey(x: Tensor) -> Tensor:
     return (r + GREY[1] * (g - r) + GREY[2] * (b - r))[:, None]  # exact where the three are equal
 
 
-def jitter(x: Tensor, u: Tensor, degrees: float, bright: float, contrasts: float, mirror: bool) -> Tensor:
-    """x (B, C, h, w) in 0..1, turned by ±degrees, brightness and contrast 1 ± share, half of them mirrored; u: (B, 4) uniform draws."""
+def half(x: Tensor) -> Tensor:
+    """(B, C, h, w) → (B, C, ⌊h / 2⌋, ⌊w / 2⌋), the mean of each four; of an odd side the last row or column is left out."""
+    return F.avg_pool2d(x, 2)
+
+
+def jitter(x: Tensor, u: Tensor, degrees: float, bright: float, contrasts: float, mirror: bool, shift: int = 0) -> Tensor:
+    """x (B, C, h, w) in 0..1, moved by ±shift whole pixels, turned by ±degrees, brightness and contrast 1 ± share, half of them mirrored.
+
+    u: (B, 6) uniform draws.
+    """
     if mirror:
         x = torch.where((u[:, 3] < 0.5).view(-1, 1, 1, 1), x.flip(3), x)
-    if degrees:
-        x = rotate(x, (2 * u[:, 0] - 1) * math.radians(degrees))
+    if degrees or shift:
+        moves = (u[:, 4:] * (2 * shift + 1)).floor() - shift if shift else None
+        x = rotate(x, (2 * u[:, 0] - 1) * math.radians(degrees), moves)
     if bright:
         x = brightness(x, 1 + (2 * u[:, 1] - 1) * bright)
     if contrasts:

@@ -30,6 +30,7 @@ class Chunk:
     train: bool
     fillers: bool = False
     idle: bool = False  # of several processes this one has nothing left to do in the step: computed, counted nowhere
+    progress: float = 1.0  # share of the training that lies behind it
 
     def to(self, device: torch.device) -> "Chunk":
         moved = {k: getattr(self, k).to(device, non_blocking=True) for k in ("ids", "at", "weight", "draw")}
@@ -130,6 +131,7 @@ class Part:
     device: torch.device = torch.device("cpu")
     fill: bool = False  # pad every chunk to its full shape: for devices that want static shapes
     carried: bool = False  # the net hands a state on: rows are read in lanes
+    progress: float = 1.0  # share of the training that lies behind its next step; `Job.chunks` sets it
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -192,5 +194,7 @@ class Part:
         positions, at = (np.concatenate([a, np.repeat(a[:1], short)]) for a in (positions, at))
         real = (positions >= 0) & (np.arange(n + short) < n)  # -1: a lane that has come to its end
         ids, weight = self.ids[np.where(positions < 0, positions.max(), positions)], torch.from_numpy(real).to(torch.float32)
-        chunk = Chunk(self.store.rows(ids), torch.from_numpy(ids), torch.from_numpy(at), weight, draw, train, not real.all())
+        chunk = Chunk(
+            self.store.rows(ids), torch.from_numpy(ids), torch.from_numpy(at), weight, draw, train, not real.all(), progress=self.progress
+        )
         return self.prepare.device(chunk.to(self.device))

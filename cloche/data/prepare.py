@@ -46,6 +46,8 @@ class Augment(Frozen):
     brightness: float = Field(0.0, ge=0, lt=1, description=_("factor 1 ± share"))
     contrast: float = Field(0.0, ge=0, lt=1, description=_("factor 1 ± share"))
     mirror: bool = Field(False, description=_("half of the pictures left to right"))
+    shift: int = Field(0, ge=0, le=4096, description=_("at most so many whole pixels either way, black beyond the border"))
+    small: Share = Field(0.0, description=_("share of the training, from its beginning, whose pictures have half the side"))
 
 
 class PicturesConfig(DataConfig):
@@ -141,11 +143,12 @@ class PicturesPrepare(Scaled):
         return {name: torch.from_numpy(a) for name, a in framed([e["image"] for e in encoded]).items()}
 
     def inputs(self, data: dict[str, Tensor], u: Tensor | None = None) -> Tensor:
-        """`image` and `size` → (B, channels, pixels, pixels); u: (B, 4) draws where the pictures are to be changed."""
+        """`image` and `size` → (B, channels, pixels, pixels); u: (B, 6) draws where the pictures are to be changed."""
         x = data["image"].to(torch.float32) / 255  # (B, H, W, C)
         x = augment.resize(x, data["size"], self.pixels).permute(0, 3, 1, 2)  # (B, C, pixels, pixels)
         if u is not None:
-            x = augment.jitter(x, u, self.augment.rotate, self.augment.brightness, self.augment.contrast, self.augment.mirror)
+            how = self.augment
+            x = augment.jitter(x, u, how.rotate, how.brightness, how.contrast, how.mirror, how.shift)
         x = augment.grey(x) if self.channels == 1 else x
         mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         if x.shape[1] == 1 and len(set(self.mean)) == len(set(self.std)) == 1:  # grey: do the work once, then repeat
@@ -154,9 +157,11 @@ class PicturesPrepare(Scaled):
 
     def device(self, chunk: Chunk) -> Chunk:
         changing = chunk.train and any(self.augment.model_dump().values())
-        u = rng.uniform(chunk.draw, rng.AUGMENT, chunk.at, 4) if changing else None
+        u = rng.uniform(chunk.draw, rng.AUGMENT, chunk.at, 6) if changing else None
         rest = {k: v for k, v in chunk.data.items() if k not in ("image", "size")}
-        return replace(chunk, data={"image": self.inputs(chunk.data, u), **rest})
+        x = self.inputs(chunk.data, u)
+        x = augment.half(x) if chunk.train and chunk.progress < self.augment.small else x
+        return replace(chunk, data={"image": x, **rest})
 
     def pixels_of(self, x: Tensor) -> np.ndarray:
         """A prepared picture (C, h, w) → (h, w, C) in 0..1, for looking at it."""

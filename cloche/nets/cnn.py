@@ -72,6 +72,8 @@ class CnnConfig(NetConfig):
 class Cnn(nn.Module):
     """(B, C, h, w) → (B, K)."""
 
+    head = property(lambda self: self.fc2)
+
     def __init__(self, channels: int, side: int, outputs: int, config: CnnConfig) -> None:
         super().__init__()
         self.order, n = [], 0  # names of the layers before the dense ones, as they follow one another

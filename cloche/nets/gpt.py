@@ -59,6 +59,8 @@ class Block(nn.Module):
 class Gpt(nn.Module):
     """context: tokens that it was trained to look back over, 0 for no limit."""
 
+    head = None  # the embedding
+
     def __init__(self, vocabulary: int, context: int, config: GptConfig) -> None:
         super().__init__()
         self.context, self.head_width = context, config.width // config.heads

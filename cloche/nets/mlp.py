@@ -35,6 +35,8 @@ class MlpConfig(NetConfig):
 class Mlp(nn.Module):
     """(B, …) → (B, K), or another shape of the output."""
 
+    head = property(lambda self: getattr(self, self.order[-1]))
+
     def __init__(self, inputs: int, widths: tuple[int, ...], shape: tuple[int, ...], config: MlpConfig) -> None:
         super().__init__()
         self.order, self.shape = [], shape  # names of the layers, as they follow one another

@@ -72,23 +72,23 @@ class BatchNorm(nn.Module):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         over, places = [0, *range(2, x.ndim)], x[0, 0].numel()
         if self.rows is None:
-            n = len(x) * places
-            if n < 2:
+            if len(x) * places < 2:
                 raise ValueError("batch normalisation needs at least two values a channel; this chunk has one")
-            var, mean = torch.var_mean(x.detach().float(), over, correction=0)
-            self._saw(mean, var * n / (n - 1.0))
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            here = torch.zeros_like(self.seen)  # which takes the chunk's mean and variance: no second pass over x for them
+            y = F.batch_norm(x, *here, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+            self._saw(here)
+            return y
         column = (-1, *(1,) * (x.ndim - 2))  # (C, 1, 1) for pictures
         w, n = self.rows.view(-1, *(1,) * (x.ndim - 1)), self.rows.sum() * places
         mean = ((x.float() * w).sum(over) / n).view(column)
         var = ((x.float() - mean).square() * w).sum(over) / n
-        self._saw(mean.flatten(), var * n / (n - 1).clamp(min=1))
+        self._saw(torch.stack([mean.flatten(), var * n / (n - 1).clamp(min=1)]))
         y = (x.float() - mean) * torch.rsqrt(var.view(column) + self.eps)
         return (y * self.weight.view(column) + self.bias.view(column)).to(x.dtype)
 
     @torch.no_grad()
-    def _saw(self, mean: Tensor, var: Tensor) -> None:
-        self.seen += torch.stack([mean, var])
+    def _saw(self, here: Tensor) -> None:
+        self.seen += here
         self.chunks += 1
 
     @torch.no_grad()

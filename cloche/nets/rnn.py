@@ -147,6 +147,7 @@ class RnnContinues(nn.Module):
     """The next token after each: (B, T) → (B, T, V). The rows of the output are those of the embedding (Press & Wolf 2017)."""
 
     context = 0  # no limit: what it remembers is its state
+    head = None  # the embedding
 
     def __init__(self, inputs: Port, outputs: Port, config: RnnConfig) -> None:
         super().__init__()

@@ -35,6 +35,7 @@ class Seq2seqConfig(NetConfig):
 
 class Seq2seq(nn.Module):
     context = 0  # no limit
+    head = None  # the embedding
 
     def __init__(self, sources: int, targets: int, width: int, dropout: float) -> None:
         super().__init__()

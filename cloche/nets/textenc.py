@@ -33,6 +33,8 @@ class TextencConfig(NetConfig):
 class Textenc(nn.Module):
     """tokens (B, L), lengths (B,) → memory ((B, 1 + L, C), (B, 1 + L) bool)."""
 
+    head = None
+
     def __init__(self, size: int, config: TextencConfig) -> None:
         super().__init__()
         self.embed, self.empty = nn.Embedding(size, config.width), nn.Parameter(torch.randn(config.width))

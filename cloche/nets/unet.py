@@ -80,6 +80,8 @@ class Block(nn.Module):
 class Unet(nn.Module):
     """x (B, C, h, w), level (B,) log-SNR → (B, C, h, w); memory None: without a prompt."""
 
+    head = property(lambda self: self.leave)
+
     def __init__(self, channels: int, config: UnetConfig) -> None:
         super().__init__()
         widths = [config.width * m for m in config.mults]

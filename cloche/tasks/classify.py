@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from cloche.config import Port, RecipeError, TaskConfig, instead
+from cloche.config import Fault, Port, RecipeError, TaskConfig, instead, show
 from cloche.data.chunk import Chunk, Part
 from cloche.errors import UserError
 from cloche.tasks.metrics import Carry, Figure, Nets, Sums, average, averages, given, scores, share
@@ -22,6 +22,7 @@ class ClassifyConfig(TaskConfig):
     loss: Literal["auto", "cross_entropy", "bce"] = Field(
         "auto", description=_("softmax and cross-entropy over classes, or a yes or no for each label")
     )
+    smoothing: float = Field(0.0, ge=0, lt=1, description=_("share of the right class's probability that is wanted of all classes alike"))
 
     def resolve(self, facts: dict[str, Any]) -> "ClassifyConfig":
         """auto: cross-entropy for three classes and more, BCE for two or for several labels at once."""
@@ -34,10 +35,14 @@ class ClassifyConfig(TaskConfig):
         if self.loss not in ("auto", fits) and (self.loss == "bce" or multi):  # two classes may choose
             told = _("bce is for two classes or several labels at once, cross_entropy for one class of many")
             raise RecipeError([instead("task.loss", self.loss, told, fits)])
-        return self.model_copy(update={"loss": fits if self.loss == "auto" else self.loss})
+        loss = fits if self.loss == "auto" else self.loss
+        if self.smoothing and loss == "bce":
+            told = _("is for cross_entropy, the loss here is bce")
+            raise RecipeError([Fault(f"task.smoothing = {show(self.smoothing)}", told, _("leave it out"), ("task.smoothing", "0"))])
+        return self.model_copy(update={"loss": loss})
 
     def build(self, prepare: Any, facts: dict[str, Any]) -> "Classify":
-        return Classify(tuple(facts["labels"]), self.loss, facts["multi"], prepare.port)
+        return Classify(tuple(facts["labels"]), self.loss, facts["multi"], prepare.port, self.smoothing)
 
 
 class Classify(Task):
@@ -47,14 +52,14 @@ class Classify(Task):
     choose: ClassVar = ("accuracy", 1)
     headline: ClassVar = "accuracy"
 
-    def __init__(self, labels: tuple[str, ...], loss: str, multi: bool, inputs: Port) -> None:
-        self.labels, self.bce, self.multi = labels, loss == "bce", multi
+    def __init__(self, labels: tuple[str, ...], loss: str, multi: bool, inputs: Port, smoothing: float = 0.0) -> None:
+        self.labels, self.bce, self.multi, self.smoothing = labels, loss == "bce", multi, smoothing
         self.binary = self.bce and not multi
         self.ports = {"net": (inputs, Port("vector", (1,) if self.binary else (len(labels),), len(labels)))}
 
     def loss(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Tensor, Carry, Sums]:
         logits = nets["net"](given(chunk)).float()  # (B, K)
-        total = (self._losses(logits, chunk.data["label"]) * chunk.weight).sum()
+        total = (self._losses(logits, chunk.data["label"], self.smoothing) * chunk.weight).sum()
         return total, None, {"right": (self._right(logits, chunk.data["label"]) * chunk.weight).sum().detach()}
 
     def measure(self, nets: Nets, chunk: Chunk, carry: Carry) -> tuple[Sums, Carry, dict[str, Tensor]]:
@@ -109,10 +114,10 @@ class Classify(Task):
         figure = share(int((label == common).all(1).sum()), len(label))
         return {_('always answering "{answer}"').format(answer=answer): figure}
 
-    def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
-        """(B,) float32; over several labels the mean."""
+    def _losses(self, logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+        """(B,) float32; over several labels the mean. smoothing: never where it is measured (Szegedy et al. 2015, section 7)."""
         if not self.bce:
-            return F.cross_entropy(logits, label, reduction="none")
+            return F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
         target = label.float()[:, None] if self.binary else label
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
 

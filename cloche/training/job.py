@@ -1,6 +1,6 @@
 """What a training is made of: its config, where it stands, and the job that the loop does."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 import math
 from typing import Literal
@@ -75,4 +75,6 @@ class Job:
 
     def chunks(self, epoch: int, index: int, draw: Tensor) -> list[Chunk]:
         """This process's chunks of a step."""
-        return self.train.step(self.order, epoch, index, self.config.chunks, self.config.batch, draw, (self.group.rank, self.group.size))
+        done = sum(map(self.order.steps, range(epoch))) + index
+        train = replace(self.train, progress=done / self.steps)
+        return train.step(self.order, epoch, index, self.config.chunks, self.config.batch, draw, (self.group.rank, self.group.size))

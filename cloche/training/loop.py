@@ -20,6 +20,7 @@ from cloche.training.fault import check, no_memory, parameters, smaller, stopped
 from cloche.training.job import Job, Place
 from cloche.training.log import Progress, say
 from cloche.training.objective import Objective, average, detached, gradient_norm
+from cloche.training.optim import inner_of
 from cloche.training.parallel import Group
 from cloche.training.run import Run
 from cloche.training.state import State
@@ -59,9 +60,10 @@ def start(job: Job, run: Run) -> tuple[State, Place]:
             net.requires_grad_(False)
     job.precision.apply(job.nets)
     trained = [p for n in job.trained for p in job.nets[n].parameters() if p.requires_grad]
+    inner = inner_of(job.nets[n] for n in job.trained)
     objective = Objective(job.nets, job.task, job.precision)
     forward = job.group.wrap(objective, job.config.exact_sum)
-    state = State(job, objective, forward, job.optim.build(trained), torch.full((), -1, device=trained[0].device))
+    state = State(job, objective, forward, job.optim.build(trained, inner), torch.full((), -1, device=trained[0].device))
     if job.config.ema:
         state.ema = {k: t.detach().clone() for k, t in state.weights().items()}
     found = run.last()

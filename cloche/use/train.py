@@ -219,12 +219,12 @@ def choose_precision(recipe: Recipe, job: Job, chunk: Any, flops: float) -> tupl
 
 
 def speed(job: Job, clock: Clock, flops: float, t0: float) -> dict[str, float]:
-    """Examples/s from the median step (the first ten build kernels and are left out), and what share of the machine that is.
+    """Examples/s from the median of the last steps (the first build kernels, and may be `small`), and what share of the machine that is.
 
-    On a GPU from all steps together: one alone only says how long it took to ask for it.
+    On a GPU from all of them together: one alone only says how long it took to ask for it.
     """
-    cpu, long = job.train.device.type == "cpu", len(clock.steps_s) > 20
-    steady = clock.steps_s[10 : 60 if cpu else None] if long else clock.steps_s[1:] or clock.steps_s
+    cpu = job.train.device.type == "cpu"
+    steady = clock.steps_s[10:][-50:] if len(clock.steps_s) > 20 else clock.steps_s[1:] or clock.steps_s
     if not steady:
         return {}
     rate = min(job.config.batch, len(job.train)) / (statistics.median(steady) if cpu else statistics.fmean(steady))

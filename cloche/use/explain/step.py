@@ -20,6 +20,7 @@ from cloche.data.chunk import Chunk
 from cloche.errors import UserError
 from cloche.files import durable_write
 from cloche.training.objective import gradient_norm
+from cloche.training.optim import inner_of
 from cloche.use.draw import png, styled
 from cloche.use.layers import Found, Layer, layers_of, watch
 from cloche.use.model import Model, load
@@ -39,7 +40,7 @@ def explain_step(run: str | Model, given: Any = None, label: Any = None, at: str
     with torch.no_grad():
         answer = task.answer({"net": net}, chunk)[0]
     true, why = truth(model, chunk, label, answer)
-    optimizer, calls = optim.build(list(was)), watch(net)
+    optimizer, calls = optim.build(list(was), inner_of([net])), watch(net)
     loss = task.loss({"net": net}, chunk, None)[0]  # forward pass and loss
     rows, logits = [row for row in layers_of(net, calls) if row.output.numel()], calls[-1].raw[0].tolist()
     loss.backward()
@@ -123,6 +124,8 @@ def story(model: Model, found: dict[str, Any], rows: list[Layer], logits: list[f
         head = [_("class"), _("logit"), _("probability")]
         classes = columns([head, *([k, brief(z[k]), percent(p)] for k, p in list(chances.items())[:8])], 1)
         said = _("−log {p}, the surprise at the true class").format(p=brief(chances[label]))
+        if s := getattr(model.task, "smoothing", 0):
+            said = _("{most} × {said}, and {s} × the mean surprise at all classes").format(most=f"{1 - s:g}", said=said, s=f"{s:g}")
     table = [[_("layer"), _("output (B, …)"), _("min"), _("mean"), _("max"), _("zeros"), _("|gradient|"), "|Δw| / |w|"]]
     for row, f in zip(rows, found["layers"], strict=True):
         *sizes, zeros = f["activation"].values()
