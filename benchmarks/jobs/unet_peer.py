@@ -2,9 +2,9 @@
 
     python benchmarks/jobs/unet_peer.py PICTURES STEPS BATCH WIDTH,MULT,MULT,… [--tuned]
 
-PICTURES is a folder of square PNGs. Of cloche only the net is imported, not its start: the allocator is the system's. No prompt, so that
-the parts of the net that look at one have no work. As shipped: float32, plain Adam. --tuned: Trainer's amp in bfloat16, fused Adam,
-channels-last.
+PICTURES is a folder of square PNGs. Of cloche only the nets are imported, not its start: the allocator is the system's. All pictures have
+the same prompt of one token, read by the same small net as in unet.toml, which trains along. As shipped: float32, plain Adam. --tuned:
+Trainer's amp in bfloat16, fused Adam, channels-last.
 """
 
 import argparse
@@ -32,6 +32,7 @@ except RuntimeError:  # its CUDA build beside a CPU torch, see primer_job.py
     for name in ("nms", "qnms"):
         library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 ddpm = importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+TOKENS = 5  # of the prompts that are one letter, as cloche counts them
 
 
 class Adapter(nn.Module):
@@ -39,22 +40,25 @@ class Adapter(nn.Module):
 
     self_condition = False
 
-    def __init__(self, net: nn.Module, channels: int) -> None:
+    def __init__(self, net: nn.Module, text: nn.Module, channels: int) -> None:
         super().__init__()
-        self.net, self.channels, self.out_dim, self.levels = net, channels, channels, None
+        self.net, self.text, self.channels, self.out_dim = net, text, channels, channels
+        self.levels = torch.zeros(1000)
 
     def forward(self, x: Tensor, time: Tensor, x_self_cond: None = None) -> Tensor:
-        return self.net(x, self.levels[time])
+        one = torch.ones(len(x), dtype=torch.int64)
+        return self.net(x, self.levels[time], self.text(one[:, None], one))
 
 
-def flops_of(net: nn.Module, side: int) -> float:
+def flops_of(model: nn.Module, side: int) -> float:
     """Of one picture, forward and backward: matrix products and convolutions."""
     with FlopCounterMode(display=False) as counted:
-        copy.deepcopy(net)(torch.randn(2, 3, side, side), torch.zeros(2)).sum().backward()
+        copy.deepcopy(model)(torch.randn(2, 3, side, side), torch.zeros(2, dtype=torch.int64)).sum().backward()
     return counted.get_total_flops() / 2
 
 
 def main() -> None:
+    from cloche.nets.textenc import Textenc
     from cloche.nets.unet import Unet, UnetConfig
 
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -65,11 +69,12 @@ def main() -> None:
     p.add_argument("--tuned", action="store_true")
     o = p.parse_args()
     torch.manual_seed(0)
-    net = Unet(3, UnetConfig(width=o.widths[0], mults=tuple(o.widths[1:]), text={"width": 2}))
+    config = UnetConfig(width=o.widths[0], mults=tuple(o.widths[1:]), text={"width": 2})
+    model = Adapter(Unet(3, config), Textenc(TOKENS, config.text), 3)
     with Image.open(next(Path(o.pictures).glob("*.png"))) as first:
         side = first.width
-    flops = flops_of(net, side)
-    diffusion = ddpm.GaussianDiffusion(Adapter(net, 3), image_size=side)
+    flops = flops_of(model, side)
+    diffusion = ddpm.GaussianDiffusion(model, image_size=side)
     diffusion.model.levels = torch.log(diffusion.alphas_cumprod / (1 - diffusion.alphas_cumprod))
     more = {}
     if o.tuned:
@@ -85,7 +90,7 @@ def main() -> None:
         t0 = time.perf_counter()
         trainer.train()
     step_s = [b - a for a, b in zip([t0, *ends_s], ends_s, strict=False)]
-    params = sum(w.numel() for w in net.parameters())
+    params = sum(w.numel() for w in model.parameters())
     more = {"threads": torch.get_num_threads(), "side": side, "tuned": o.tuned}
     script.tell(step_s, [float(loss) for loss in losses], "pictures", o.batch, flops, params, **more)
 

@@ -17,6 +17,7 @@ from cloche.words import _
 Memory = tuple[Tensor, Tensor]  # (B, S, C) and (B, S) bool, True where a token stands
 Carry = dict[str, Tensor] | None
 SCORES = 1 << 26  # numbers that attention may hold for its backward pass, 128 MB
+FEW = 32
 
 
 def check_heads(width: int, heads: int, each: int = 1) -> None:
@@ -37,14 +38,14 @@ def merge_heads(x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """softmax(q·kᵀ / √D) · v, (B, H, T, D), by torch's fused kernel; nothing is promised of a row that may look nowhere.
 
-    On a CPU that kernel is slow in bfloat16, and for one query: written out a step of attention (12 · 6 heads, 256 places) takes 17 ms
-    on one core, not 52. But the scores have to be held, so for many of them it is the kernel nevertheless.
+    On a CPU that kernel is slow in bfloat16, for one query and for few keys: written out, forward and backward over 12 · 6 heads and 256
+    places take 17 ms on one core, not 52. But the scores have to be held, so for many of them it is the kernel nevertheless.
 
     Args: q: (B, H, T, D). k, v: (B, H, S, D). mask: bool, True where may be looked: (B, S), or what broadcasts to (B, H, T, S).
         causal: place t looks at places 0 … t.
     """
-    few = q.shape[2] == 1 or q.dtype == torch.bfloat16 and q.numel() // q.shape[3] * k.shape[2] <= SCORES
-    if q.device.type == "cpu" and few:
+    slow = q.shape[2] == 1 or k.shape[2] < FEW or q.dtype == torch.bfloat16
+    if q.device.type == "cpu" and slow and q.numel() // q.shape[3] * k.shape[2] <= SCORES:
         return attention_weights(q, k, mask, causal and q.shape[2] > 1) @ v
     seen = _seen(q, k, mask, causal) if mask is not None else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal and seen is None)
@@ -52,10 +53,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """How much place t of each head looks at place s, written out, for pictures; arguments as `attend`. Returns: (B, H, T, S)."""
-    scores, seen = q / math.sqrt(q.shape[-1]) @ k.transpose(-1, -2), _seen(q, k, mask, causal)  # (B, H, T, S)
+    seen, few = _seen(q, k, mask, causal), k.shape[2] < FEW <= q.shape[2]
+    a, b = (k, q) if few else (q, k)  # a softmax along few numbers is slow: then across them
+    scores = a / math.sqrt(q.shape[-1]) @ b.transpose(-1, -2)  # (B, H, T, S), or (B, H, S, T)
     if seen is not None:
-        scores = scores + torch.zeros_like(seen, dtype=scores.dtype).masked_fill_(~seen, -math.inf)  # a third faster than filling them
-    return scores.softmax(-1)
+        bias = torch.zeros_like(seen, dtype=scores.dtype).masked_fill_(~seen, -math.inf)
+        scores = scores + (bias.transpose(-1, -2) if few else bias)  # a third faster than filling them
+    return scores.softmax(-2).transpose(-1, -2) if few else scores.softmax(-1)
 
 
 def _seen(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:

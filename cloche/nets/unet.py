@@ -52,12 +52,17 @@ class UnetConfig(NetConfig):
         return Unet(inputs.shape[0], self)
 
 
+def normed(channels: int, affine: bool = True) -> nn.GroupNorm:
+    """Groups of 16 channels: channels-last, torch's kernel is five times as fast for them as for other sizes."""
+    return nn.GroupNorm(channels // (8 if channels % 16 else 16), channels, affine=affine)
+
+
 class Block(nn.Module):
     """(B, before, h, w) → (B, after, h, w) under a level (B, E) and a prompt."""
 
     def __init__(self, before: int, after: int, config: UnetConfig) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = nn.GroupNorm(8, before), nn.GroupNorm(8, after, affine=False), nn.GroupNorm(8, after)
+        self.norm1, self.norm2, self.norm3 = normed(before), normed(after, affine=False), normed(after)
         self.conv1, self.conv2 = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
         self.level, self.drop = nn.Linear(4 * config.width, 2 * after), Dropout(config.dropout)
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
@@ -91,7 +96,7 @@ class Unet(nn.Module):
         self.down = nn.ModuleList(Block(a, b, config) for a, b in zip([widths[0], *widths], widths, strict=False))
         self.middle = Block(widths[-1], widths[-1], config)
         self.up = nn.ModuleList(Block(a + b, b, config) for a, b in zip([widths[-1], *widths[:0:-1]], widths[::-1], strict=True))
-        self.norm = nn.GroupNorm(8, widths[0])
+        self.norm = normed(widths[0])
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 

@@ -52,11 +52,11 @@ def detached(carry: Carry) -> Carry:
 @torch.no_grad()
 def average(kept: dict[str, Tensor], weights: dict[str, Tensor], memory: float, ok: Tensor) -> None:
     """kept ← memory · kept + (1 − memory) · weights; not where `ok` () is 0. Whole numbers (counters) are copied."""
-    for k, w in weights.items():
-        if w.is_floating_point():
-            kept[k].lerp_(w, ((1 - memory) * ok).to(w.dtype))
-        else:
-            kept[k].copy_(w)
+    real = [k for k, w in weights.items() if w.is_floating_point()]
+    by = [((1 - memory) * ok).to(weights[k].dtype) for k in real]
+    torch._foreach_lerp_([kept[k] for k in real], [weights[k] for k in real], by)
+    for k in weights.keys() - real:
+        kept[k].copy_(weights[k])
 
 
 def gradient_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
