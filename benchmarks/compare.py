@@ -143,7 +143,7 @@ def remarks(pairs: list[dict], rates: dict[str, float], top: float) -> list[str]
 
 
 def spoken(comparison: dict) -> str:
-    lines = [f"cloche against {comparison['a']}:"]
+    lines = [f"{comparison['b']} against {comparison['a']}:"]
     for name, unit in comparison["units"].items():
         f = comparison["figures"][name]
         pair = f"{f['b_median']:.4g} against {f['a_median']:.4g} {unit}"

@@ -2,12 +2,13 @@
 
     python benchmarks/primer.py --data ../shared/data/mnist [--rounds 7]
 
-Two comparisons, each in alternated processes: cloche with the script as shipped, and with the same script tuned by hand. The
-script runs in its own environment, .bench/venv, made at the first call. The machine's limits are measured before and after
-each comparison; everything measured goes to benchmarks/results/primer.json. What is equal and what is not: README.md.
+Three comparisons in alternated processes: cloche with the script as shipped and with the same script tuned by hand, then cloche in float32
+with the script as shipped, which is float32 too. The script runs in its own environment, .bench/venv, made at the first call. The machine's
+limits are measured before and after; everything measured goes to benchmarks/results/primer.json. What is equal and what is not: README.md.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from ab import Side
@@ -19,8 +20,8 @@ NEEDED = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
 FIGURES = {"images_per_s": "images/s", "cold_s": "s to the end of the first step"}
 
 
-def cloche_cnn(data: Path, steps: int) -> Side:
-    return cloche_side("mnist", steps, {"images_per_s": "speed.examples_per_s", "cold_s": "speed.cold_s"}, data)
+def cloche_cnn(data: Path, steps: int, *options: str) -> Side:
+    return cloche_side("mnist", steps, {"images_per_s": "speed.examples_per_s", "cold_s": "speed.cold_s"}, data, *options)
 
 
 def gflop_per_image() -> float:
@@ -36,9 +37,11 @@ def measure(folder: Path | None, rounds: int, out: Path) -> None:
     python, versions = environment(job="primer_job")
     job = f"MNIST at 48 x 48 x 3, batch {BATCH}, median over steps 10 to {STEPS}; ratios above 1: cloche is better"
     result = begun(job, gflop_per_image=gflop)
-    for name, words in (("the script as shipped", ()), ("the script, tuned by hand", ("--tuned",))):
-        peer = peer_side(name, python, "primer_job", data, str(STEPS), *words)
-        add(result, versions, against([peer], cloche_cnn(data, STEPS), FIGURES, rounds, gflop, (data,)), out)
+    shipped = peer_side("the script as shipped", python, "primer_job", data, str(STEPS))
+    tuned = peer_side("the script, tuned by hand", python, "primer_job", data, str(STEPS), "--tuned")
+    exact = replace(cloche_cnn(data, STEPS, "--set", "train.precision=fp32"), name="cloche in float32")
+    for peers, own in (([shipped, tuned], cloche_cnn(data, STEPS)), ([shipped], exact)):
+        add(result, versions, against(peers, own, FIGURES, rounds, gflop, (data,)), out)
     print(f"all figures: {out}")
 
 

@@ -22,7 +22,7 @@ def table(result: dict) -> str:
         for name, unit in c["units"].items():
             f = c["figures"][name]
             rows.append(
-                f"| {c['a']} | {unit} | {number(f['a_median'])} | {number(f['b_median'])} "
+                f"| {c['a']}{'' if c['b'] == 'cloche' else ' (' + c['b'] + ')'} | {unit} | {number(f['a_median'])} | {number(f['b_median'])} "
                 f"| **{f['ratio']:.2f}** ({f['low']:.2f}–{f['high']:.2f}) | {f['n']} |"
             )
     lines = [f"**{result['job']}**", "", *rows, "", machine(result)]
