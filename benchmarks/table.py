@@ -19,10 +19,11 @@ def table(result: dict) -> str:
     """One file of results as a table with what it was measured on."""
     rows = ["| against | figure | the peer | cloche | times as good (95 %) | rounds |", "|---|---|---:|---:|---:|---:|"]
     for c in result["comparisons"]:
+        sides = c["a"] if c["b"] == "cloche" else f"{c['a']} ({c['b']})"
         for name, unit in c["units"].items():
             f = c["figures"][name]
             rows.append(
-                f"| {c['a']}{'' if c['b'] == 'cloche' else ' (' + c['b'] + ')'} | {unit} | {number(f['a_median'])} | {number(f['b_median'])} "
+                f"| {sides} | {unit} | {number(f['a_median'])} | {number(f['b_median'])} "
                 f"| **{f['ratio']:.2f}** ({f['low']:.2f}–{f['high']:.2f}) | {f['n']} |"
             )
     lines = [f"**{result['job']}**", "", *rows, "", machine(result)]
