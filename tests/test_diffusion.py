@@ -120,7 +120,7 @@ def test_it_overfits_eight_rows(data):
     optimizer = torch.optim.Adam([p for n in nets.values() for p in n.parameters()], 1e-2)
     size = lambda: float(task.measure(nets, chunk, None)[0]["loss"].detach())  # noqa: E731
     first = size()
-    for n in range(60):
+    for n in range(100):
         torch.manual_seed(n)
         (task.loss(nets, replace(chunk, draw=rng.draw(0, n)), None)[0] / 8).backward()
         optimizer.step()
