@@ -12,7 +12,7 @@ endif
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-slow test-faults test-faults-long test-gpu recipes bench bench-primer bench-frameworks bench-families bench-loop bench-diffusion words clean
+.PHONY: help demo test lint test-slow test-faults test-faults-long test-gpu recipes bench bench-primer bench-frameworks bench-families bench-loop bench-fast bench-diffusion words clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -65,7 +65,10 @@ bench-families: $(VENV)/.dev  ## the other families: cloche beside the best-know
 bench-loop: $(VENV)/.dev  ## what the loop and its checkpoints cost
 	$(BIN)/python benchmarks/loop.py --data $(DATA)/mnist
 
-bench: bench-primer bench-frameworks bench-families bench-loop  ## all four, one after the other: leave the machine alone
+bench-fast: $(VENV)/.dev  ## how soon mnist-fast is as good as the script's five epochs
+	$(BIN)/python benchmarks/fast.py --data $(DATA)/mnist
+
+bench: bench-primer bench-frameworks bench-families bench-loop bench-fast  ## all of them, one after the other: leave the machine alone
 
 bench-diffusion: $(VENV)/.dev  ## what the drawn digits of runs/digits-diffusion are worth
 	$(BIN)/python benchmarks/diffusion.py runs/digits-diffusion --out .bench/diffusion

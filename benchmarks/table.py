@@ -60,6 +60,17 @@ def loop_table(result: dict) -> str:
     return "\n".join(["**What the loop costs over a bare one**", "", *rows, "", *saves]) + "\n"
 
 
+def fast_table(result: dict) -> str:
+    """mnist-fast beside the script's five epochs."""
+    script, rows = result["script"], ["| | accuracy | seconds |", "|---|---:|---:|"]
+    rows.append(f"| five epochs of the script, as shipped | {script['accuracy']:.2%} | {script['seconds']:.0f} |")
+    rows += [
+        f"| `cloche train mnist-fast`, seed {r['seed']}, the whole command | {r['accuracy']:.2%} | {r['wall_s']:.1f} |"
+        for r in result["runs"]
+    ]
+    return "\n".join([f"**{result['job']}: {result['ratio']:.1f} times as soon**", "", *rows]) + "\n"
+
+
 def page() -> str:
     """docs/speed.md as it should be. Raises: SystemExit where the marks are missing."""
     text = PAGE.read_text()
@@ -69,8 +80,9 @@ def page() -> str:
     for name in ("primer", "frameworks", "families"):
         if (file := HERE / "results" / f"{name}.json").exists():
             parts.append(table(json.loads(file.read_text())))
-    if (file := HERE / "results" / "loop.json").exists():
-        parts.append(loop_table(json.loads(file.read_text())))
+    for name, made in (("loop", loop_table), ("fast", fast_table)):
+        if (file := HERE / "results" / f"{name}.json").exists():
+            parts.append(made(json.loads(file.read_text())))
     before, rest = text.split(BEGIN)
     return before + BEGIN + "\n" + "\n".join(parts) + "\n" + END + rest.split(END)[1]
 
