@@ -105,7 +105,8 @@ def _train_recipe(recipe: Recipe, run: Run, options: Options, store: Store | Non
         nets = {k: n.to(device) for k, n in ({"net": module} if module is not None else nets_of(recipe, task)).items()}
         part = opened.part("train")
         first = part.take(np.arange(min(max(2, -(-recipe.train.batch // recipe.train.chunks)), len(part))))  # a chunk
-        flops, threads = flops_of(nets, task, first), torch.get_num_threads()
+        counted = first if part.store.lengths is not None else part.take(np.arange(min(2, len(part))))  # rows alike cost alike
+        flops, threads = flops_of(nets, task, counted), torch.get_num_threads()
         torch.set_num_threads(threads_for(flops * recipe.train.batch, threads))
         parameters = sum(p.numel() for net in nets.values() for p in net.parameters())
         facts |= {"threads": torch.get_num_threads(), "parameters": parameters, "flops": flops}
