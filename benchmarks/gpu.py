@@ -2,12 +2,14 @@
 
     python benchmarks/gpu.py --data ../shared/data [--only primer exact gpt lstm unet]
 
-DATA holds mnist/, tinyshakespeare.txt and openmoji/. Each is `cloche train` as a person starts it. Rates are those of the run's own
+DATA holds mnist/, tinyshakespeare.txt and openmoji/. Each is `cloche train` as a person starts it; --device cpu --steps 3 tries the
+commands themselves, its figures mean nothing. Rates are those of the run's own
 meter: steps from the 11th on ÷ their time, the device waited for at every line of the log; its share of the limit is of a bf16 matrix
 product measured in the same process. The LSTM is compared with torch.nn.LSTM in a bare loop (jobs/lstm_bare.py), alternated.
 """
 
 import argparse
+from functools import partial
 import json
 from pathlib import Path
 import statistics
@@ -15,13 +17,16 @@ import subprocess
 import sys
 import tempfile
 
+from families import PICTURES, SIDE, made, pictures
+
 HERE = Path(__file__).resolve().parent
+ALWAYS: dict[str, object] = {"train.device": "cuda"}
 LSTM = {"tokens": "words", "vocabulary": 10_000, "window": 35}
 
 
 def train(recipe: str, data: Path, **sets: object) -> dict:
     """The JSON of `cloche train`. Raises: SystemExit with its complaint."""
-    words = [w for key, value in {"train.device": "cuda", **sets}.items() for w in ("--set", f"{key}={json.dumps(value)}")]
+    words = [w for key, value in {**sets, **ALWAYS}.items() for w in ("--set", f"{key}={json.dumps(value)}")]
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "cloche", "train", recipe, "--data", str(data), *words, "--json", "--out", f"{out}/run"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
@@ -64,7 +69,7 @@ def lstm(data: Path) -> dict:
 def unet(data: Path) -> dict:
     """Bound: 8 000 images/s, 35 M parameters, 32 × 32."""
     sets = {"data.pixels": 32, "net.width": 128, "net.mults": [1, 2, 2, 2], "train.batch": 256, "train.steps": 120}
-    found = train("digits-diffusion", data / "openmoji", **sets)
+    found = train("digits-diffusion", made(f"pictures-{PICTURES}-{SIDE}", partial(pictures, data)), **sets, **{"task.judge": ""})
     return {"bound": "images_per_s >= 8 000", "images_per_s": found["speed"]["examples_per_s"]}
 
 
@@ -75,14 +80,17 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
+    p.add_argument("--device", default="cuda")
+    p.add_argument("--steps", type=int, help="in place of each measure's own")
     p.add_argument("--out", type=Path, default=HERE / "results" / "gpu.json")
     o = p.parse_args()
     import torch
 
-    if not torch.cuda.is_available():
+    ALWAYS.update({"train.device": o.device} | ({"train.steps": o.steps} if o.steps else {}))
+    if o.device != "cpu" and not torch.cuda.is_available():
         print("not run: needs a CUDA device")
         return
-    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    result = {"device": o.device if o.device == "cpu" else torch.cuda.get_device_name(), "torch": torch.__version__}
     for name in o.only:
         result[name] = MEASURES[name](o.data.resolve())
         o.out.write_text(json.dumps(result, indent=1) + "\n")
